@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -112,10 +112,10 @@ class Evaluation:
     def compute_figures(self, seed: int = 0) -> dict[str, Any]:
         """All figures, ready for JSON; the same rows and seed give the same dict. What is not defined is None.
 
-        Accuracy and recall carry Wilson intervals, the others percentile bootstrap intervals from `seed`, except `ece`:
-        resampling adds chance to chance, so the percentiles of a calibration error lie too high, often above the error
-        itself. They are mirrored at the error (the "basic" bootstrap), and the interval starts at 0 when the error lies
-        within `ece_if_calibrated`, the range that chance alone gives a perfectly calibrated classifier.
+        Accuracy and recall carry Wilson intervals, the others basic bootstrap intervals from `seed`, because resampling
+        adds chance to chance: the percentiles of a macro F1 lie too low and those of a calibration error too high,
+        sometimes beyond the figure itself. The interval of `ece` starts at 0 when it lies within `ece_if_calibrated`,
+        the range that chance alone gives a perfectly calibrated classifier.
 
         `log_loss` is in nats, the rest are fractions. Numbers are rounded to 12 digits, so that processors which differ
         in the last bit give the same.
@@ -126,11 +126,14 @@ class Evaluation:
         confusion = metrics.compute_confusion_matrix(self.labels, predicted, num_classes)
         num_right = confusion.diagonal()
         rng = np.random.default_rng(seed)
-        intervals = bootstrap_interval(_make_statistics(self), num_images, rng)
         ece = metrics.compute_ece(self.labels, self.probs)
+        log_loss = metrics.compute_log_loss(self.labels, self.probs)
+        values = [scores.macro_recall, scores.macro_f1, log_loss, ece]
+        intervals = bootstrap_interval(_make_statistics(self), num_images, rng, NUM_RESAMPLES, CONFIDENCE, values)
+        intervals = intervals.clip(0, np.array([1, 1, np.inf, 1])[:, None])
         chance = compute_chance_ece(self.probs, rng)
-        ece_low = 0.0 if ece <= chance[1] else max(0.0, 2 * ece - intervals[3, 1])
-        ece_high = max(ece, 2 * ece - intervals[3, 0])
+        if ece <= chance[1]:
+            intervals[3, 0] = 0
         figures = {
             "n": num_images,
             "num_correct": int(num_right.sum()),
@@ -140,8 +143,8 @@ class Evaluation:
             "accuracy": _with_wilson(int(num_right.sum()), num_images),
             "balanced_accuracy": _with_interval(scores.macro_recall, intervals[0]),
             "macro_f1": _with_interval(scores.macro_f1, intervals[1]),
-            "log_loss": _with_interval(metrics.compute_log_loss(self.labels, self.probs), intervals[2]),
-            "ece": _with_interval(ece, (ece_low, ece_high)),
+            "log_loss": _with_interval(log_loss, intervals[2]),
+            "ece": _with_interval(ece, intervals[3]),
             "ece_if_calibrated": dict(zip(("low", "high"), chance, strict=True)),
             "mean_confidence": float(self.probs.max(axis=1).mean(dtype=np.float64)),
             "classes": list(self.classes),
@@ -156,10 +159,9 @@ class Evaluation:
                 }
                 for k, name in enumerate(self.classes)
             ],
-            "confusion_matrix": confusion.tolist(),
         }
         ready: dict[str, Any] = _make_json_ready(figures, digits=12)
-        return ready
+        return ready | {"confusion_matrix": confusion.tolist()}
 
     def to_csv(self) -> bytes:
         """UTF-8 CSV, one line per picture: path,sha256,true,predicted,probability_<class>...,correct.
@@ -209,7 +211,6 @@ def save_evaluation(
     summary = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "classes": list(evaluation.classes),
         "figures": evaluation.compute_figures(seed),
         "files": {name: {"bytes": len(data), "sha256": compute_sha256(data)} for name, data in files.items()},
         "extra": _make_json_ready(extra or {}),
@@ -232,7 +233,7 @@ def load_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
         data = (place / "rows.csv").read_bytes()
         summary = _read_summary(place)
         expected = summary["files"]["rows.csv"]["sha256"]
-        classes = tuple(summary["classes"])
+        classes = tuple(map(str, summary["figures"]["classes"]))
     except OSError as error:
         raise DataError(
             f"Cannot read {error.filename}: {error.strerror}. Expected a folder that headstart evaluate has saved."
@@ -321,7 +322,7 @@ def _mean_of_quotients(part: IntArray, whole: IntArray) -> FloatArray:
     return np.asarray(quotients.sum(axis=1) / (whole > 0).sum(axis=1), np.float64)
 
 
-def _with_interval(value: float, interval: Sequence[float] | FloatArray) -> dict[str, float]:
+def _with_interval(value: float, interval: FloatArray) -> dict[str, float]:
     return {"value": value, "low": float(interval[0]), "high": float(interval[1])}
 
 

@@ -43,12 +43,17 @@ def bootstrap_interval(
     rng: np.random.Generator,
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
+    estimate: npt.ArrayLike | None = None,
 ) -> FloatArray:
     """The percentile interval (Efron 1979) of one or several statistics of N rows.
 
     `statistic` gets row numbers (B, N), B resamples at once, and returns (B,) or, for S statistics of the same
     resamples, (B, S). The result is (2,), low and high, or (S, 2). It is called on blocks that together make
     `num_resamples`; a value of nan is left out.
+
+    With `estimate`, the statistics of the rows themselves, () or (S,), the percentiles are mirrored at it: the basic
+    interval (Davison and Hinkley 1997, section 5.2), widened to hold the estimate. It is the right one for a statistic
+    that resampling biases, as it does macro F1 with few pictures a class, or the calibration error.
 
     Rows are drawn with replacement from all rows, not class by class: the pictures are taken as a random sample, their
     class counts included, as the Wilson interval of the accuracy takes them. A resample may therefore miss a rare
@@ -66,7 +71,11 @@ def bootstrap_interval(
         for start in range(0, num_resamples, block)
     ]
     tail = (1 - confidence) / 2
-    return np.asarray(np.nanquantile(np.concatenate(values), [tail, 1 - tail], axis=0).T, np.float64)
+    low, high = np.nanquantile(np.concatenate(values), [tail, 1 - tail], axis=0)
+    if estimate is not None:
+        middle = np.asarray(estimate, np.float64)
+        low, high = np.minimum(middle, 2 * middle - high), np.maximum(middle, 2 * middle - low)
+    return np.stack([low, high], axis=-1)
 
 
 def mcnemar_exact(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> float:
