@@ -42,6 +42,20 @@ def test_the_minimum_is_scipys(seed: int, temperature: float) -> None:
         assert fitted == pytest.approx(temperature, rel=0.35)
 
 
+def test_the_minimum_takes_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = 0
+    softmax = calibration._softmax
+
+    def count(scores: np.ndarray) -> np.ndarray:
+        nonlocal passes
+        passes += 1
+        return softmax(scores)
+
+    monkeypatch.setattr(calibration, "_softmax", count)
+    calibration.fit_temperature(*draw_rows(0, 6.0))
+    assert passes <= 15  # bisection alone needs over 30
+
+
 def test_a_weight_is_a_repetition_and_zero_leaves_out() -> None:
     logits, labels = draw_rows(0, 2.0, n=50)
     counts = np.arange(50) % 3

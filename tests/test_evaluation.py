@@ -45,12 +45,13 @@ def make_awkward() -> Evaluation:
 
 
 def test_rows_are_copied_checked_and_read_only() -> None:
-    labels, probs = np.array([0, 1]), np.array([[0.9, 0.1], [0.5, 0.5]])
+    labels, probs = np.array([0, 1]), np.array([[0.9, 0.1], [0.5, 0.5]], np.float32)
     rows = Evaluation(("cat", "dog"), ["a", "b"], ["", ""], labels, probs)  # type: ignore[arg-type]
     labels[0] = 1
     probs[0] = 0.5
     assert rows.labels.tolist() == [0, 1]
-    assert rows.probs.dtype == np.float32
+    assert rows.probs[0, 0] == np.float32(0.9)
+    assert Evaluation(("a", "b"), ("",), ("",), np.array([0]), np.array([[0.9, 0.1]])).probs.dtype == np.float32
     assert rows.paths == ("a", "b")
     assert rows.predicted.tolist() == [0, 0]  # the tie goes to the lower class
     assert rows.correct.tolist() == [True, False]
@@ -119,6 +120,15 @@ def test_figures_are_those_of_the_rows() -> None:
     assert figures["macro_f1"] != rows.compute_figures(seed=1)["macro_f1"]
 
 
+def test_intervals_hold_a_figure_that_resampling_biases() -> None:
+    rows = make_evaluation(3000, 600)
+    drawn = np.random.default_rng(0).integers(0, 3000, (200, 3000))
+    figure = rows.compute_figures()["macro_f1"]
+    # The percentile interval would end below the figure.
+    assert np.quantile(module._make_statistics(rows)(drawn)[:, 1], 0.975) < figure["value"]
+    assert figure["low"] <= figure["value"] < figure["high"]
+
+
 @pytest.mark.parametrize(("n", "k"), [(1, 2), (12, 9), (300, 5)])
 def test_resampled_statistics_are_the_metrics_of_the_drawn_rows(n: int, k: int) -> None:
     rows = make_evaluation(n, k, seed=3)
@@ -151,6 +161,13 @@ def test_a_calibration_error_within_chance_may_be_zero() -> None:
     figures = rows.compute_figures()
     assert figures["ece"]["value"] == pytest.approx(0.02, abs=1e-6)
     assert figures["ece"]["low"] == 0
+    rng = np.random.default_rng(4)
+    stated = rng.uniform(0.5, 1, 500)
+    probs_500 = np.stack([stated, 1 - stated], axis=1)
+    right = rng.random(500) < stated
+    calibrated = Evaluation(("a", "b"), ("",) * 500, ("",) * 500, (~right).astype(int), probs_500).compute_figures()
+    assert calibrated["ece"]["value"] < calibrated["ece_if_calibrated"]["high"]
+    assert calibrated["ece"]["low"] == 0
     wrong = Evaluation(("a", "b"), ("",) * 50, ("",) * 50, np.array([0] * 10 + [1] * 40), probs)
     assert wrong.compute_figures()["ece"]["low"] > 0.4
 
@@ -209,6 +226,7 @@ def test_a_saved_folder_is_whole_and_comes_back(tmp_path: Path) -> None:
     assert sorted(os.listdir(folder)) == ["evaluation.json", "mistakes.csv", "rows.csv"]
     summary = json.loads((folder / "evaluation.json").read_bytes())
     assert summary["figures"] == rows.compute_figures()
+    assert list(summary["figures"]) == sorted(summary["figures"])
     assert summary["extra"] == {"model": "pets.onnx", "loss": None, "sizes": [1, 2], "when": 1700000000.123456}
     for name in ("rows.csv", "mistakes.csv"):
         data = (folder / name).read_bytes()
