@@ -80,8 +80,10 @@ def select_head(
 ) -> Selection:
     """Choose and fit. `labels`, `folds` int64 (N,); `class_weights` (K,) multiply the pictures' weights.
 
-    The choice is the simplest candidate (fewest features, then the strongest penalty) whose errors exceed the best
-    one's by at most one standard error of the paired difference (Breiman et al. 1984, 3.4.3, for pairs).
+    The choice is the simplest candidate whose errors exceed the best one's by at most one standard error of the paired
+    difference (Breiman et al. 1984, 3.4.3, for pairs). Simplest is the top layer under global average pooling, which
+    pretraining made linearly separable and which needs a reason to be left; then fewest features; then the strongest
+    penalty.
     """
     candidates = list(candidates or list_candidates(layout))
     importance = np.ones(len(labels)) if class_weights is None else class_weights[labels]
@@ -276,7 +278,8 @@ def _choose(results: Sequence[_Result], layout: FeatureLayout) -> tuple[_Result,
         return bool(difference.mean() <= difference.std() / np.sqrt(len(difference)))
 
     close = [option for option in options if is_close(option)]
-    return min(close, key=lambda option: (_count_features(option[0].layers, layout), option[1]))
+    top = get_top_layer(layout)
+    return min(close, key=lambda option: (option[0].layers != top, _count_features(option[0].layers, layout), option[1]))
 
 
 def _count_features(layers: Sequence[PooledLayer], layout: FeatureLayout) -> int:
