@@ -112,7 +112,8 @@ def assign_folds(
 
     `labels` and `keys` have N entries; pictures with the same key (a group, or the SHA-256 of equal bytes) share a
     fold. Within a class keys are dealt in the order of their hashes, each to the fold with the fewest pictures of the
-    class: without groups folds differ by at most one picture per class, and the order of the input plays no part. Larger groups are dealt first, and smaller ones level the difference. A fold may be empty when there are fewer keys
+    class: without groups folds differ by at most one picture per class, and the order of the input plays no part.
+    Larger groups are dealt first, and smaller ones level the difference. A fold may be empty when there are fewer keys
     than folds. Raises ConfigError when `num_folds` is under 2, DataError for a class that lies wholly in one fold,
     because the other folds could not train it.
     """
