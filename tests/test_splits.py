@@ -201,6 +201,15 @@ def test_whole_folds_have_the_same_size_too() -> None:
     assert np.bincount(folds).tolist() == [30] * 5
 
 
+def test_no_class_ends_up_in_one_fold_where_that_can_be_avoided() -> None:
+    """By size alone the last mixed group would join the fold that has the other picture of class 0."""
+    groups = {"a": [0] + [1] * 19, "b": [2] * 12, "c": [2] * 10, "d": [0] + [2] * 6, "e": [1]}
+    keys = [key for key, members in groups.items() for _ in members]
+    labels = np.array([label for members in groups.values() for label in members])
+    folds = assign_folds(labels, keys, num_folds=2)
+    assert [len(set(folds[labels == label].tolist())) for label in range(3)] == [2, 2, 2]
+
+
 def test_folds_depend_on_the_seed() -> None:
     labels, keys = [0] * 50, [str(index) for index in range(50)]
     assert assign_folds(labels, keys, seed=1).tolist() == assign_folds(labels, keys, seed=1).tolist()
