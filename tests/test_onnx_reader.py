@@ -133,6 +133,12 @@ def test_broken_encodings_are_damage(detail: str) -> None:
     )
 
 
+def test_a_number_of_65_bits_is_damage() -> None:
+    with pytest.raises(ArtifactError, match="a number is longer than 64 bits"):
+        read_model(b"\x08" + b"\xff" * 9 + b"\x02")
+    assert read_model(b"\x08" + b"\xff" * 9 + b"\x01").ir_version == -1
+
+
 def test_a_length_beyond_the_message_does_not_reach_into_the_next() -> None:
     graph = b"\x3a\x02\x12\x05"  # the graph has 2 bytes, its name claims 5
     with pytest.raises(ArtifactError, match="it ends early"):

@@ -98,6 +98,9 @@ def _check_tensor(tensor: SimpleNamespace, where: str, max_values: int) -> Itera
     ):
         yield f"The {where} has the shape {_show_shape(tensor.dims)}; expected at most {max_values:,} values."
         return
+    if sum(each is not None for each in (tensor.raw_data, tensor.float_data, tensor.int32_data, tensor.int64_data)) > 1:
+        yield f"The {where} stores its values twice; expected one list of them."
+        return
     stored = _count_stored_values(tensor)
     if stored != num_values:
         yield f"The {where} stores {stored:,.9g} values; its shape {_show_shape(tensor.dims)} needs {num_values:,}."
@@ -107,9 +110,6 @@ def _check_tensor(tensor: SimpleNamespace, where: str, max_values: int) -> Itera
 
 def _count_stored_values(tensor: SimpleNamespace) -> float:
     """A fraction when the last value is cut."""
-    lists = [tensor.raw_data, tensor.float_data, tensor.int32_data, tensor.int64_data]
-    if sum(bool(values) for values in lists) > 1:
-        return math.nan  # two contradicting copies
     if tensor.raw_data:
         return len(tensor.raw_data) / _DATA_TYPES[tensor.data_type][1]
     if tensor.float_data:
