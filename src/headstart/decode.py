@@ -614,3 +614,10 @@ def convert_pixels(image: NDArray[Any] | PIL.Image.Image) -> NDArray[np.uint8]:
 def _unexpected_pixels(found: str) -> ImageError:
     expected = "uint8, uint16 or bool in shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a PIL image"
     return ImageError("unsupported-pixels", f"got {found}, expected {expected}. Scale floats to 0..255 and round them")
+
+
+def describe_pixels(pixels: NDArray[np.uint8]) -> ImageFacts:
+    """The facts of a picture that came as pixels uint8 (H, W, 3); its format is `pixels`."""
+    height, width = pixels.shape[:2]
+    dhash, is_one_colour = _hash_pixels(PIL.Image.fromarray(pixels))
+    return ImageFacts("pixels", width, height, (), dhash, is_one_colour)

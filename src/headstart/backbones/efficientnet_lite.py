@@ -1,0 +1,112 @@
+"""EfficientNet-Lite (Tan and Le 2019, https://arxiv.org/abs/1905.11946, without squeeze-and-excitation, with ReLU6):
+its published weights, from state-dict names to an ONNX graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from headstart.errors import BackboneError
+from headstart.graph import IMAGE_INPUT, GraphBuilder, PreprocessSpec, add_preprocessing
+
+_BATCH_NORM_EPS = 1e-3
+
+
+class _Stage(NamedTuple):
+    repeats: int
+    kernel: int
+    stride: int
+    expand: int
+    channels: int
+
+
+# The lite variants keep the first and last stage, the stem and the head at their size.
+_STAGES = (
+    _Stage(1, 3, 1, 1, 16),
+    _Stage(2, 3, 2, 6, 24),
+    _Stage(2, 5, 2, 6, 40),
+    _Stage(3, 3, 2, 6, 80),
+    _Stage(3, 5, 1, 6, 112),
+    _Stage(4, 5, 2, 6, 192),
+    _Stage(1, 3, 1, 6, 320),
+)
+
+
+def build_efficientnet_lite(weights: Mapping[str, np.ndarray], preprocess: PreprocessSpec, depth: float) -> onnx.ModelProto:
+    """Picture to feature maps: outputs `stage1` ... `stage7` and `head`, float32 (1, C, h, h).
+
+    Batch norm is folded into the convolutions and TensorFlow's SAME padding is written out for the input size.
+    `depth` multiplies the repeats of the inner stages. Raises BackboneError when tensors are missing or misshapen.
+    """
+    return _Writer(weights, preprocess).build(depth)
+
+
+class _Writer:
+    def __init__(self, weights: Mapping[str, np.ndarray], preprocess: PreprocessSpec) -> None:
+        self.weights = weights
+        self.builder = GraphBuilder()
+        self.size = preprocess.input_size_px
+        self.tensor = add_preprocessing(self.builder, preprocess)
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def build(self, depth: float) -> onnx.ModelProto:
+        self.convolve("_conv_stem", "_bn0", stride=2, relu6=True)
+        block = 0
+        for number, stage in enumerate(_STAGES, start=1):
+            inner = 1 < number < len(_STAGES)
+            for repeat in range(math.ceil(stage.repeats * depth) if inner else stage.repeats):
+                self.add_block(f"_blocks.{block}", stage, stride=stage.stride if repeat == 0 else 1, residual=repeat > 0)
+                block += 1
+            self.mark_layer(f"stage{number}")
+        self.convolve("_conv_head", "_bn1", stride=1, relu6=True)
+        self.mark_layer("head")
+        return self.builder.build([IMAGE_INPUT], self.outputs)
+
+    def add_block(self, prefix: str, stage: _Stage, stride: int, residual: bool) -> None:
+        shortcut = self.tensor
+        if stage.expand > 1:
+            self.convolve(f"{prefix}._expand_conv", f"{prefix}._bn0", stride=1, relu6=True)
+        self.convolve(f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride=stride, relu6=True)
+        self.convolve(f"{prefix}._project_conv", f"{prefix}._bn2", stride=1, relu6=False)
+        if residual:
+            self.tensor = self.builder.add("Add", self.tensor, shortcut)
+
+    def convolve(self, conv: str, norm: str, stride: int, relu6: bool) -> None:
+        kernel = self.get(f"{conv}.weight")
+        gain = self.get(f"{norm}.weight") / np.sqrt(self.get(f"{norm}.running_var") + _BATCH_NORM_EPS)
+        bias = self.get(f"{norm}.bias") - self.get(f"{norm}.running_mean") * gain
+        side = kernel.shape[-1]
+        size = -(-self.size // stride)
+        padding = max((size - 1) * stride + side - self.size, 0)
+        before, after = padding // 2, padding - padding // 2
+        self.channels = kernel.shape[0]
+        self.size = size
+        self.tensor = self.builder.add(
+            "Conv",
+            self.tensor,
+            self.builder.constant((kernel * gain.reshape(-1, 1, 1, 1)).astype(np.float32), f"{conv}.weight"),
+            self.builder.constant(bias.astype(np.float32), f"{conv}.bias"),
+            strides=[stride, stride],
+            pads=[before, before, after, after],
+            group=self.channels if "_depthwise" in conv else 1,
+            kernel_shape=[side, side],
+        )
+        if relu6:
+            zero, six = (self.builder.constant(np.array(value, np.float32)) for value in (0, 6))
+            self.tensor = self.builder.add("Clip", self.tensor, zero, six)
+
+    def mark_layer(self, name: str) -> None:
+        self.tensor = self.builder.add("Identity", self.tensor, output=name)
+        shape = [1, self.channels, self.size, self.size]
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+    def get(self, name: str) -> np.ndarray:
+        try:
+            return self.weights[name].astype(np.float64)
+        except KeyError:
+            raise BackboneError(f"The weights hold no tensor '{name}'; they are not of this EfficientNet-Lite.") from None

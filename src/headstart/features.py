@@ -1,0 +1,255 @@
+"""Pictures through a backbone: all layers from one pass, pooled, kept in the feature cache.
+
+Worker threads each read, decode and run ONNX Runtime with one thread a run; on a CPU that beats batches. What is in
+flight is bounded, so memory does not grow with the number of pictures.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import onnxruntime
+
+from headstart._files import compute_sha256
+from headstart.backbones.catalog import Backbone
+from headstart.decode import DECODER_VERSION, ImageFacts
+from headstart.errors import ImageError
+from headstart.feature_cache import FeatureCache
+from headstart.graph import FEATURES, IMAGE, GraphBuilder, PooledLayer, add_pooling, extend_graph
+from headstart.pictures import PictureSource, load_picture
+
+if TYPE_CHECKING:
+    import onnx
+
+logger = logging.getLogger(__name__)
+
+# A block of more numbers than this was never chosen by cross-validation; layers of fewer channels neither.
+_MAX_BLOCK_FEATURES = 1800
+_MIN_CHANNELS = 32
+_MIN_BLOCK_FEATURES = 128
+_MAX_GRID = 4
+_IN_FLIGHT_PER_THREAD = 16
+_ROWS_PER_COMMIT = 64
+
+
+@dataclass(frozen=True)
+class FeatureLayout:
+    """Which pooled layers a row holds, side by side, and where each begins.
+
+    Only the finest raster of a layer and the one that does not divide it are kept: 4x4 gives 2x2 and 1x1 as exact
+    means, and so does any raster 1x1.
+    """
+
+    blocks: tuple[PooledLayer, ...]
+    channels: tuple[int, ...]
+
+    @property
+    def num_features(self) -> int:
+        return sum(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        return [count * block.grid**2 for block, count in zip(self.blocks, self.channels, strict=True)]
+
+    def count_features(self, pooled: PooledLayer) -> int:
+        return self.channels[self._find(pooled)] * pooled.grid**2
+
+    def _find(self, pooled: PooledLayer) -> int:
+        """The stored block that is `pooled` or that its cells subdivide."""
+        for index, block in enumerate(self.blocks):
+            if block.layer == pooled.layer and block.grid % pooled.grid == 0:
+                return index
+        raise KeyError(f"{pooled} is not kept")
+
+    def read_block(self, rows: np.ndarray, pooled: PooledLayer) -> np.ndarray:
+        """float32 (N, C * grid * grid) of one pooled layer from rows float16 (N, num_features)."""
+        index = self._find(pooled)
+        start = sum(self._sizes()[:index])
+        stored, channels = self.blocks[index].grid, self.channels[index]
+        block = rows[:, start : start + channels * stored**2].astype(np.float32)
+        if stored == pooled.grid:
+            return block
+        factor = stored // pooled.grid
+        cells = block.reshape(len(rows), channels, pooled.grid, factor, pooled.grid, factor)
+        return np.ascontiguousarray(cells.mean(axis=(3, 5)).reshape(len(rows), -1))
+
+
+def plan_layout(backbone: Backbone) -> FeatureLayout:
+    """What to keep of a backbone's layers, as few numbers as selection needs (about 11,000 a picture)."""
+    blocks, channels = [], []
+    for layer in backbone.layers:
+        finest = _find_finest_grid(layer.channels, layer.size)
+        if layer.channels < _MIN_CHANNELS:
+            continue
+        for grid in (finest, finest - 1) if finest > 2 else (finest,):
+            blocks.append(PooledLayer(layer.name, grid))
+            channels.append(layer.channels)
+    return FeatureLayout(tuple(blocks), tuple(channels))
+
+
+def _find_finest_grid(channels: int, size: int) -> int:
+    fitting = [g for g in range(1, _MAX_GRID + 1) if g <= size and channels * g**2 <= _MAX_BLOCK_FEATURES]
+    return max(fitting, default=1)
+
+
+def list_candidates(layout: FeatureLayout) -> list[tuple[PooledLayer, ...]]:
+    """What selection chooses from: every layer on every raster, and the last 2, 3, 4 and 5 layers side by side."""
+    single: list[tuple[PooledLayer, ...]] = []
+    finest: dict[str, int] = {}
+    for block in layout.blocks:
+        finest[block.layer] = max(block.grid, finest.get(block.layer, 1))
+    for layer, grid in finest.items():
+        pooled = [PooledLayer(layer, g) for g in range(1, grid + 1)]
+        kept = [block for block in pooled if layout.count_features(block) >= _MIN_BLOCK_FEATURES]
+        single.extend((block,) for block in kept or pooled[-1:])
+    layers = list(finest)
+    together = [
+        tuple(PooledLayer(layer, min(finest[layer], 3)) for layer in layers[-count:])
+        for count in range(2, min(len(layers), 5) + 1)
+    ]
+    return [*single, *together]
+
+
+def get_top_layer(layout: FeatureLayout) -> tuple[PooledLayer, ...]:
+    """What every tutorial uses: the last layer under global average pooling."""
+    return (PooledLayer(layout.blocks[-1].layer, 1),)
+
+
+class Extractor:
+    """A backbone with its pooling, ready to run; `recipe_key` names everything that changes a feature."""
+
+    def __init__(self, backbone: Backbone, num_threads: int | None = None) -> None:
+        self.backbone = backbone
+        self.layout = plan_layout(backbone)
+        self.num_threads = num_threads or count_cpus()
+        self.num_forward = 0
+        self._lock = threading.Lock()
+        model = build_feature_graph(backbone, self.layout)
+        data = model.SerializeToString(deterministic=True)
+        self.recipe_key = f"{compute_sha256(data)}/decoder-{DECODER_VERSION}/float16"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        """Features float16 (D,) of one RGB picture uint8 (H, W, 3)."""
+        with self._lock:
+            self.num_forward += 1
+        features = self._session.run([FEATURES], {IMAGE: pixels})[0]
+        # Half precision reaches 65,504; a network that goes beyond is cut there rather than made infinite.
+        return np.clip(features, -65504, 65504).astype(np.float16)
+
+
+def build_feature_graph(backbone: Backbone, layout: FeatureLayout) -> onnx.ModelProto:
+    """Picture to one vector float32 (D,) in the layout's order."""
+    builder = GraphBuilder(prefix="pool_")
+    pooled = [(block, backbone.get_layer(block.layer)) for block in layout.blocks]
+    row = add_pooling(builder, [(block, layer.channels, layer.size) for block, layer in pooled])
+    builder.add("Reshape", row, builder.int_constant(-1), output=FEATURES)
+    layers = list(dict.fromkeys(block.layer for block in layout.blocks))
+    return extend_graph(backbone.model, layers, builder, FEATURES, layout.num_features)
+
+
+def count_cpus() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to extract: the SHA-256 of its content, and where its bytes or pixels come from."""
+
+    sha256: str
+    source: PictureSource
+
+
+@dataclass
+class Extraction:
+    """What a pass found: facts of the pictures that decode, verdicts on the others, how many went through the network."""
+
+    facts: dict[str, ImageFacts] = field(default_factory=dict)
+    failures: dict[str, ImageError] = field(default_factory=dict)
+    num_forward: int = 0
+    num_cached: int = 0
+
+
+Progress = Callable[[int, int], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def extract_features(
+    pictures: Sequence[Picture], extractor: Extractor, cache: FeatureCache, on_progress: Progress | None = None
+) -> Extraction:
+    """See that the cache holds the features of every picture that decodes; run only those that are missing.
+
+    `on_progress` is called with (done, total) after each picture. An interrupt keeps what was finished.
+    """
+    recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
+    unique = {picture.sha256: picture for picture in pictures}
+    result = Extraction()
+    facts = cache.read_facts(DECODER_VERSION, unique)
+    known = cache.find_features(recipe, facts)
+    result.facts = {sha256: ImageFacts.from_json(facts[sha256]) for sha256 in known}
+    missing = [picture for sha256, picture in unique.items() if sha256 not in known]
+    result.num_cached = len(unique) - len(missing)
+    min_side_px = 2 * extractor.backbone.preprocess.input_size_px
+
+    def compute(picture: Picture) -> tuple[ImageFacts, np.ndarray] | ImageError:
+        try:
+            decoded = load_picture(picture.source, picture.sha256, min_side_px)
+        except ImageError as error:
+            return error
+        return decoded.facts, extractor.run(decoded.pixels)
+
+    pending: list[tuple[str, ImageFacts, np.ndarray]] = []
+
+    def commit() -> None:
+        cache.add_features(recipe, [(sha256, features) for sha256, _, features in pending])
+        cache.add_facts(DECODER_VERSION, [(sha256, facts.to_json()) for sha256, facts, _ in pending])
+        pending.clear()
+
+    try:
+        for done, (picture, outcome) in enumerate(map_bounded(compute, missing, extractor.num_threads), start=1):
+            if isinstance(outcome, ImageError):
+                result.failures[picture.sha256] = outcome
+            else:
+                pending.append((picture.sha256, *outcome))
+                result.facts[picture.sha256] = outcome[0]
+                result.num_forward += 1
+            if len(pending) == _ROWS_PER_COMMIT:
+                commit()
+            if on_progress:
+                on_progress(done, len(missing))
+    finally:
+        commit()
+    return result
+
+
+def map_bounded(
+    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
+) -> Iterator[tuple[Item, Result]]:
+    """Results in the items' order, computed in threads, with a bounded number under way."""
+    waiting: collections.deque[tuple[Item, Future[Result]]] = collections.deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(function, item)))
+                if len(waiting) >= _IN_FLIGHT_PER_THREAD * num_threads:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,172 @@
+"""Multinomial logistic regression, many problems at once.
+
+For problem b, with weights w summing to 1 over its rows, the minimised objective is
+
+    sum_i w_bi * cross_entropy(x_i W_b + c_b, y_i)  +  penalty_b / 2 * ||W_b||^2        (the intercept is free)
+
+which is scikit-learn's with C = 1 / (penalty * number of rows). Folds and penalties of a cross-validation share the
+rows x, so all of them are solved together: one pass over the rows serves every problem, and what would be bound by
+memory becomes a few large matrix products. The method is L-BFGS (Liu and Nocedal 1989) with one history a problem, in
+coordinates scaled by the curvature at the start; on principal components that takes 10 to 30 iterations.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+_HISTORY = 8
+_MAX_ITERATIONS = 200
+_MAX_HALVINGS = 20
+_SUFFICIENT_DECREASE = 1e-4
+# float32 sums over the rows repeat to about this share; a smaller decrease cannot be told from none.
+_OBJECTIVE_NOISE = 2e-7
+
+
+@dataclass
+class _Batch:
+    """The problems that are still moving: parameters, objective and gradient, and the history of each."""
+
+    problems: np.ndarray
+    params: np.ndarray
+    objective: np.ndarray
+    gradient: np.ndarray
+    steps: list[np.ndarray]
+    changes: list[np.ndarray]
+    curvatures: list[np.ndarray]
+
+    def keep(self, moving: np.ndarray) -> None:
+        for name in ("problems", "params", "objective", "gradient"):
+            setattr(self, name, getattr(self, name)[moving])
+        for history in (self.steps, self.changes, self.curvatures):
+            history[:] = [entry[moving] for entry in history]
+
+
+def fit_logistic(
+    rows: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    penalties: np.ndarray,
+    num_classes: int,
+    tolerance: float = 1e-3,
+) -> np.ndarray:
+    """Solve B problems on the same rows: float32 (B, R + 1, K), the last row of each the intercepts.
+
+    `rows` float32 (N, R) with columns of mean about 0; `labels` int64 (N,) below K; `weights` float32 (B, N), each row
+    summing to 1, 0 for a row that the problem leaves out; `penalties` (B,) above 0. A problem is solved when no entry
+    of its scaled gradient exceeds `tolerance` times the largest at the start.
+    """
+    weights = np.ascontiguousarray(weights.T, dtype=np.float32)
+    one_hot = np.zeros((len(rows), num_classes), np.float32)
+    one_hot[np.arange(len(rows)), labels] = 1
+    scale = _compute_scale(rows, penalties, num_classes)
+    ridge = np.zeros((len(penalties), rows.shape[1] + 1, 1), np.float32)
+    ridge[:, :-1] = penalties[:, None, None]
+
+    def evaluate(params: np.ndarray, problems: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _evaluate(rows, one_hot, weights[:, problems], ridge[problems], params, scale[problems])
+
+    solution = np.zeros((len(penalties), rows.shape[1] + 1, num_classes), np.float32)
+    everything = np.arange(len(penalties))
+    batch = _Batch(everything, solution.copy(), *evaluate(solution, everything), [], [], [])
+    at_start = np.abs(batch.gradient).max(axis=(1, 2))
+    for _ in range(_MAX_ITERATIONS):
+        stuck = _step(batch, evaluate)
+        solution[batch.problems] = batch.params
+        solved = np.abs(batch.gradient).max(axis=(1, 2)) <= tolerance * at_start[batch.problems]
+        batch.keep(~(solved | stuck))
+        if not len(batch.problems):
+            break
+    else:
+        logger.info("%d of %d fits stopped after %d iterations", len(batch.problems), len(penalties), _MAX_ITERATIONS)
+    return solution / scale
+
+
+def _compute_scale(rows: np.ndarray, penalties: np.ndarray, num_classes: int) -> np.ndarray:
+    """float32 (B, R + 1, 1): square root of the curvature along each coordinate where all classes are equally likely."""
+    spread = (1 - 1 / num_classes) / num_classes
+    curvature = np.ones((len(penalties), rows.shape[1] + 1, 1), np.float32) * spread
+    curvature[:, :-1, 0] = spread * np.einsum("nr,nr->r", rows, rows) / len(rows) + penalties[:, None]
+    return np.sqrt(curvature)
+
+
+def _evaluate(
+    rows: np.ndarray, one_hot: np.ndarray, weights: np.ndarray, ridge: np.ndarray, params: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Objective (B,) and gradient (B, R + 1, K) in scaled coordinates."""
+    num_rows, num_columns = rows.shape
+    num_problems, _, num_classes = params.shape
+    coefs = params / scale
+    flat = np.ascontiguousarray(coefs[:, :-1].transpose(1, 0, 2)).reshape(num_columns, -1)
+    logits = (rows @ flat).reshape(num_rows, num_problems, num_classes)
+    logits += coefs[:, -1]
+    logits -= logits.max(axis=2, keepdims=True)
+    of_truth = np.einsum("nbk,nk->nb", logits, one_hot)
+    np.exp(logits, out=logits)
+    total = logits.sum(axis=2)
+    objective = np.einsum("nb,nb->b", weights, np.log(total) - of_truth, dtype=np.float64)
+    objective += 0.5 * np.einsum("brk,brk->b", ridge * coefs, coefs, dtype=np.float64)
+    logits *= (weights / total)[:, :, None]
+    logits -= one_hot[:, None] * weights[:, :, None]
+    gradient = np.empty_like(coefs)
+    product = rows.T @ logits.reshape(num_rows, -1)
+    gradient[:, :-1] = product.reshape(num_columns, num_problems, num_classes).transpose(1, 0, 2)
+    gradient[:, -1] = logits.sum(axis=0)
+    gradient += ridge * coefs
+    return objective, gradient / scale
+
+
+def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return np.einsum("brk,brk->b", left, right)[:, None, None]
+
+
+def _step(batch: _Batch, evaluate) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """Move every problem by one L-BFGS step with backtracking; bool (B,): where no step lowers the objective."""
+    direction = -_apply_inverse_hessian(batch)
+    slope = _dot(batch.gradient, direction)
+    step = np.ones((len(batch.problems), 1, 1), np.float32)
+    for _ in range(_MAX_HALVINGS):
+        params = batch.params + step * direction
+        objective, gradient = evaluate(params, batch.problems)
+        bound = batch.objective + (_SUFFICIENT_DECREASE * step * slope)[:, 0, 0] + _OBJECTIVE_NOISE * batch.objective
+        failed = ~(objective <= bound)
+        if not failed.any():
+            break
+        step[failed] *= 0.5
+    params[failed], objective[failed], gradient[failed] = (
+        batch.params[failed],
+        batch.objective[failed],
+        batch.gradient[failed],
+    )
+    moved, change = params - batch.params, gradient - batch.gradient
+    product = _dot(moved, change)
+    usable = product > 1e-12
+    batch.steps.append(moved)
+    batch.changes.append(change)
+    batch.curvatures.append(np.where(usable, 1 / np.where(usable, product, 1), 0).astype(np.float32))
+    for history in (batch.steps, batch.changes, batch.curvatures):
+        del history[:-_HISTORY]
+    batch.params, batch.objective, batch.gradient = params, objective, gradient
+    return failed
+
+
+def _apply_inverse_hessian(batch: _Batch) -> np.ndarray:
+    """The two-loop recursion (Nocedal and Wright 2006, algorithm 7.4) for all problems."""
+    result = batch.gradient.copy()
+    history = list(zip(batch.steps, batch.changes, batch.curvatures, strict=True))
+    shares = []
+    for step, change, curvature in reversed(history):
+        share = curvature * _dot(step, result)
+        result -= share * change
+        shares.append(share)
+    if history:
+        _, change, curvature = history[-1]
+        length = curvature * _dot(change, change)
+        result /= np.where(length > 0, length, 1)
+    for (step, change, curvature), share in zip(history, reversed(shares), strict=True):
+        result += step * (share - curvature * _dot(change, result))
+    return result

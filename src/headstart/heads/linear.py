@@ -1,0 +1,63 @@
+"""A linear head: pooled features to probabilities, as arrays and as ONNX nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headstart.graph import PROBABILITIES, GraphBuilder, PooledLayer, add_pooling, extend_graph
+
+if TYPE_CHECKING:
+    import onnx
+
+    from headstart.backbones.catalog import Backbone
+    from headstart.features import FeatureLayout
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """logits = features @ coef + intercept, probabilities = softmax(logits / temperature).
+
+    `coef` float32 (D, K) and `intercept` float32 (K,) act on the pooled layers as the backbone gives them, side by
+    side in the order of `layers`: standardisation and projection are multiplied in.
+    """
+
+    layers: tuple[PooledLayer, ...]
+    coef: np.ndarray
+    intercept: np.ndarray
+    penalty: float
+    temperature: float
+
+    def compute_logits(self, rows: np.ndarray, layout: FeatureLayout) -> np.ndarray:
+        """float32 (N, K), before temperature, from cached rows float16 (N, layout.num_features)."""
+        logits = np.tile(self.intercept, (len(rows), 1))
+        start = 0
+        for pooled in self.layers:
+            block = layout.read_block(rows, pooled)
+            logits += block @ self.coef[start : start + block.shape[1]]
+            start += block.shape[1]
+        return logits
+
+
+def build_classifier(backbone: Backbone, head: LinearHead) -> onnx.ModelProto:
+    """Picture uint8 (H, W, 3) to `probabilities` float32 (K,): backbone up to the head's layers, pooling, head."""
+    builder = GraphBuilder(prefix="head_")
+    maps = [(pooled, backbone.get_layer(pooled.layer)) for pooled in head.layers]
+    features = add_pooling(builder, [(pooled, layer.channels, layer.size) for pooled, layer in maps])
+    coef = builder.constant((head.coef.astype(np.float64) / head.temperature).astype(np.float32), "head.coef")
+    intercept = builder.constant(
+        (head.intercept.astype(np.float64) / head.temperature).astype(np.float32), "head.intercept"
+    )
+    logits = builder.add("Gemm", features, coef, intercept)
+    probs = builder.add("Softmax", logits, axis=1)
+    builder.add("Squeeze", probs, builder.int_constant(0), output=PROBABILITIES)
+    layers = list(dict.fromkeys(pooled.layer for pooled in head.layers))
+    return extend_graph(backbone.model, layers, builder, PROBABILITIES, len(head.intercept))
+
+
+def describe_layers(layers: Sequence[PooledLayer]) -> str:
+    """`head 1x1 + stage7 2x2`"""
+    return " + ".join(str(pooled) for pooled in layers)
