@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import io
 import json
@@ -206,7 +207,7 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImage:
-    """`pixels` is uint8 (H, W, 3) RGB, C-contiguous and read-only; fewer than the file has if `min_side_px` allowed it."""
+    """`pixels` is uint8 (H, W, 3) RGB, C-contiguous, read-only; smaller than in the file if `min_side_px` allows it."""
 
     pixels: NDArray[np.uint8]
     facts: ImageFacts
@@ -275,10 +276,9 @@ def _sniff_text(head: bytes) -> str | None:
     if any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in head):
         return None
     try:
-        head.decode()
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # not merely cut inside the last character
-            return None
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        return None
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script")):
         return "HTML text"
@@ -458,11 +458,13 @@ def _judge_failure(format: str, data: bytes, error: Exception) -> ImageError:
         return ImageError("too-many-pixels", words)
     if "decompressed data too large" in lowered:
         return ImageError("damaged", "oversized metadata")
+    # A PNG says by its end chunk whether it is whole; Pillow also calls a chunk that is too short truncated.
+    is_said_cut = format != "PNG" and any(hint in lowered for hint in ("truncated", "end of file", "not enough"))
+    if "unsupported bmp" not in lowered and (is_said_cut or _is_cut(format, data)):
+        return _truncated()
     if "unsupported bmp" in lowered or "unknown pixel mode" in lowered:
         advice = f"this kind of {format} is not supported ({words}). Save it again as 8-bit PNG"
         return ImageError("unsupported-pixels", advice)
-    if any(hint in lowered for hint in ("truncated", "end of file", "not enough")) or _is_cut(format, data):
-        return _truncated()
     return ImageError("damaged", f"the picture data cannot be decoded ({words or type(error).__name__})")
 
 
@@ -480,14 +482,36 @@ def _is_cut(format: str, data: bytes) -> bool:
         return not data.endswith(b";")
     if format == "BMP":
         return int.from_bytes(data[2:6], "little") > len(data)
-    if format == "TIFF":
-        with suppress(Exception):
-            tags = TiffImagePlugin.TiffImageFile(io.BytesIO(data), "").tag_v2
-            starts, lengths = (tags.get(273) or tags[324]), (tags.get(279) or tags[325])
-            return any(start + length > len(data) for start, length in zip(starts, lengths, strict=False))
-        order = "<" if data[:2] == b"II" else ">"
-        return len(data) < 16 or struct.unpack_from(f"{order}I", data, 4)[0] + 2 > len(data)
+    try:
+        return _is_tiff_cut(data) if format == "TIFF" else format == "AVIF" and _is_avif_cut(data)
+    except struct.error:
+        return True
+
+
+def _is_tiff_cut(data: bytes) -> bool:
+    order = "<" if data.startswith(b"II") else ">"
+    (folder_at,) = struct.unpack_from(f"{order}I", data, 4)
+    (num_entries,) = struct.unpack_from(f"{order}H", data, folder_at)
+    for entry in range(num_entries):
+        _, kind, count, value_at = struct.unpack_from(f"{order}HHII", data, folder_at + 2 + 12 * entry)
+        num_bytes = {3: 2, 4: 4, 5: 8, 10: 8, 12: 8}.get(kind, 1) * count
+        if num_bytes > 4 and value_at + num_bytes > len(data):
+            return True
+    with suppress(Exception):
+        tags = TiffImagePlugin.TiffImageFile(io.BytesIO(data), "").tag_v2
+        starts, lengths = (tags.get(273) or tags[324]), (tags.get(279) or tags[325])
+        return any(start + length > len(data) for start, length in zip(starts, lengths, strict=False))
     return False
+
+
+def _is_avif_cut(data: bytes) -> bool:
+    at = 0
+    while at < len(data):
+        (size,) = struct.unpack_from(">I", data, at)
+        if size < 8:  # up to the end of the file, or not usual in a picture
+            return False
+        at += size
+    return at > len(data)
 
 
 def _read_orientation(image: PIL.Image.Image) -> tuple[Any, bool]:
