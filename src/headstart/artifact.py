@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT_VERSION",
     "ArtifactMetadata",
+    "build_artifact",
     "create_session",
     "parse_artifact",
     "read_artifact",
@@ -51,16 +52,25 @@ _HASH_ENTRY_START = b"\x72\x54\x0a\x10" + _HASH_KEY.encode() + b"\x12\x40"
 _HASH_ENTRY_BYTES = len(_HASH_ENTRY_START) + 64
 
 
+def build_artifact(model: onnx.ModelProto, metadata: ArtifactMetadata) -> bytes:
+    """The bytes of a classifier file, checked as if they were read; the last 64 are their SHA-256 in hex.
+
+    `model` is not changed; its own metadata_props are not kept. The same model and metadata give the same bytes.
+    Raises ArtifactError when the file would be refused on reading.
+    """
+    data = _serialize(model, metadata)
+    parse_artifact(data)
+    create_session(data)
+    return data
+
+
 def save_artifact(path: str | os.PathLike[str], model: onnx.ModelProto, metadata: ArtifactMetadata) -> str:
     """Write `model` with `metadata` to `path`, whole or not at all, and return the SHA-256 stored in the file.
 
-    `model` is not changed; its own metadata_props are not kept. The same model and metadata give the same bytes.
     Raises ArtifactError when the file would be refused on reading, HeadstartError when it cannot be written.
     """
     try:
-        data = _serialize(model, metadata)
-        parse_artifact(data)
-        create_session(data)
+        data = build_artifact(model, metadata)
     except ArtifactError as error:
         raise ArtifactError(f"{show_path(os.fspath(path))} was not written. {error}") from error
     write_atomic(path, data)

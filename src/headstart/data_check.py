@@ -6,7 +6,6 @@ import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from headstart.decode import (
     sniff_format,
 )
 from headstart.errors import DataError, ImageError, raise_all
+from headstart.parallel import map_bounded
 
 FEW_PICTURES = 20
 MAX_IMBALANCE = 10
@@ -39,7 +39,6 @@ _MIN_INFORMATION_BITS = 56
 _MAX_FOLLOWERS = 500
 _MIN_FOR_USUAL_FORMAT = 10
 _USUAL_FORMAT_FRAC = 0.9
-_BATCH = 1024
 _MAX_NAMED = 5  # paths in one message
 
 
@@ -95,17 +94,14 @@ def hash_images(
     """
     records: list[ImageRecord] = []
     problems = list(dataset.problems)
-    total = len(dataset.records)
-    with ThreadPoolExecutor(num_threads) as pool:
-        for start in range(0, total, _BATCH):
-            batch = dataset.records[start : start + _BATCH]
-            for done, result in enumerate(pool.map(lambda record: _hash_image(record, limits), batch), start + 1):
-                if isinstance(result, Problem):
-                    problems.append(result)
-                else:
-                    records.append(result)
-                if on_progress:
-                    on_progress(done, total)
+    hashed = map_bounded(lambda record: _hash_image(record, limits), dataset.records, num_threads)
+    for done, (_, result) in enumerate(hashed, start=1):
+        if isinstance(result, Problem):
+            problems.append(result)
+        else:
+            records.append(result)
+        if on_progress:
+            on_progress(done, len(dataset.records))
     return replace(dataset, records=tuple(records), problems=tuple(problems))
 
 

@@ -6,14 +6,9 @@ flight is bounded, so memory does not grow with the number of pictures.
 
 from __future__ import annotations
 
-import collections
-import logging
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
@@ -24,19 +19,17 @@ from headstart.decode import DECODER_VERSION, ImageFacts
 from headstart.errors import ImageError
 from headstart.feature_cache import FeatureCache
 from headstart.graph import FEATURES, IMAGE, GraphBuilder, PooledLayer, add_pooling, extend_graph
+from headstart.parallel import count_cpus, map_bounded
 from headstart.pictures import PictureSource, load_picture
 
 if TYPE_CHECKING:
     import onnx
-
-logger = logging.getLogger(__name__)
 
 # A block of more numbers than this was never chosen by cross-validation; layers of fewer channels neither.
 _MAX_BLOCK_FEATURES = 1800
 _MIN_CHANNELS = 32
 _MIN_BLOCK_FEATURES = 128
 _MAX_GRID = 4
-_IN_FLIGHT_PER_THREAD = 16
 _ROWS_PER_COMMIT = 64
 
 
@@ -129,8 +122,6 @@ class Extractor:
         self.backbone = backbone
         self.layout = plan_layout(backbone)
         self.num_threads = num_threads or count_cpus()
-        self.num_forward = 0
-        self._lock = threading.Lock()
         model = build_feature_graph(backbone, self.layout)
         data = model.SerializeToString(deterministic=True)
         self.recipe_key = f"{compute_sha256(data)}/decoder-{DECODER_VERSION}/float16"
@@ -141,8 +132,6 @@ class Extractor:
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Features float16 (D,) of one RGB picture uint8 (H, W, 3)."""
-        with self._lock:
-            self.num_forward += 1
         features = self._session.run([FEATURES], {IMAGE: pixels})[0]
         # Half precision reaches 65,504; a network that goes beyond is cut there rather than made infinite.
         return np.clip(features, -65504, 65504).astype(np.float16)
@@ -156,13 +145,6 @@ def build_feature_graph(backbone: Backbone, layout: FeatureLayout) -> onnx.Model
     builder.add("Reshape", row, builder.int_constant(-1), output=FEATURES)
     layers = list(dict.fromkeys(block.layer for block in layout.blocks))
     return extend_graph(backbone.model, layers, builder, FEATURES, layout.num_features)
-
-
-def count_cpus() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -184,8 +166,6 @@ class Extraction:
 
 
 Progress = Callable[[int, int], None]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def extract_features(
@@ -234,22 +214,3 @@ def extract_features(
     finally:
         commit()
     return result
-
-
-def map_bounded(
-    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
-) -> Iterator[tuple[Item, Result]]:
-    """Results in the items' order, computed in threads, with a bounded number under way."""
-    waiting: collections.deque[tuple[Item, Future[Result]]] = collections.deque()
-    with ThreadPoolExecutor(num_threads) as pool:
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(function, item)))
-                if len(waiting) >= _IN_FLIGHT_PER_THREAD * num_threads:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)

@@ -11,7 +11,6 @@ chosen head alone, so that every training picture has a prediction from a fit th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +21,6 @@ from headstart.features import FeatureLayout, get_top_layer, list_candidates
 from headstart.graph import PooledLayer
 from headstart.heads.fitting import fit_logistic
 from headstart.heads.linear import LinearHead
-
-logger = logging.getLogger(__name__)
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 """Strongest first; scikit-learn's C is 1 / (penalty * pictures)."""
@@ -78,7 +75,10 @@ def select_head(
     rng: np.random.Generator,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Selection:
-    """Choose and fit. `labels`, `folds` int64 (N,); `class_weights` (K,) multiply the pictures' weights.
+    """Choose and fit. `labels` int64 (N,); `class_weights` (K,) multiply the pictures' weights.
+
+    `folds` is int64 (R, N): R ways to divide the pictures, over which a candidate's errors are averaged, because with
+    few pictures one way is mostly chance. The final fit uses the first.
 
     The choice is the simplest candidate whose errors exceed the best one's by at most one standard error of the paired
     difference (Breiman et al. 1984, 3.4.3, for pairs). Simplest is the top layer under global average pooling, which
@@ -118,7 +118,7 @@ class _Problem:
 
 @dataclass(frozen=True, eq=False)
 class _Result:
-    """One candidate: out-of-fold errors (P, n) bool and losses (P, n) for each of its penalties."""
+    """One candidate: out-of-fold errors (P, n), from 0 to 1, and losses (P, n) for each of its penalties."""
 
     layers: tuple[PooledLayer, ...]
     penalties: tuple[float, ...]
@@ -151,7 +151,7 @@ def _draw_part(problem: _Problem, num_rows: int) -> np.ndarray:
     chosen = []
     for label in range(problem.num_classes):
         members = np.flatnonzero(problem.labels == label)
-        members = members[np.lexsort((problem.rng.random(len(members)), problem.folds[members]))]
+        members = members[np.lexsort((problem.rng.random(len(members)), problem.folds[0, members]))]
         # Every k-th of the members sorted by fold takes the same share of each fold.
         count = min(len(members), max(2, round(share * len(members))))
         chosen.append(members[np.linspace(0, len(members) - 1, count).round().astype(int)])
@@ -171,23 +171,25 @@ def _cross_validate(
     for pooled in dict.fromkeys(pooled for layers in candidates for pooled in layers):
         block = problem.layout.read_block(rows, pooled)
         projected[pooled] = _fit_projection(block, num_components, problem.rng).apply(block)
-    labels, folds = problem.labels[part], problem.folds[part]
+    labels = problem.labels[part]
     results = []
     for layers in candidates:
         inputs = np.concatenate([projected[pooled] for pooled in layers], axis=1)
-        logits = _predict_out_of_fold(problem, inputs, part, penalties)[: len(penalties)]
-        losses = np.stack([_compute_calibrated_losses(each, labels) for each in logits])
-        errors = logits.argmax(axis=2) != labels
+        errors = np.zeros((len(penalties), len(part)))
+        losses = np.zeros_like(errors)
+        for folds in problem.folds:
+            logits = _predict_out_of_fold(problem, inputs, part, folds[part], penalties)
+            errors += (logits.argmax(axis=2) != labels) / len(problem.folds)
+            losses += np.stack([_compute_calibrated_losses(each, labels) for each in logits]) / len(problem.folds)
         results.append(_Result(layers, tuple(penalties), errors, losses))
-    logger.debug("cross-validated %d candidates on %d pictures, folds %s", len(candidates), len(part), np.unique(folds))
     return results
 
 
 def _predict_out_of_fold(
-    problem: _Problem, inputs: np.ndarray, part: np.ndarray, penalties: Sequence[float]
+    problem: _Problem, inputs: np.ndarray, part: np.ndarray, folds: np.ndarray, penalties: Sequence[float]
 ) -> np.ndarray:
     """Logits float32 (P, n, K) of each picture from the fit that left its fold out."""
-    labels, folds = problem.labels[part], problem.folds[part]
+    labels = problem.labels[part]
     present = np.unique(folds)
     weights = np.stack([_normalise(problem.importance[part] * (folds != fold)) for fold in present])
     coefs = fit_logistic(
@@ -274,8 +276,10 @@ def _choose(results: Sequence[_Result], layout: FeatureLayout) -> tuple[_Result,
     best, at = min(options, key=lambda option: (option[0].errors[option[1]].mean(), option[0].losses[option[1]].mean()))
 
     def is_close(option: tuple[_Result, int]) -> bool:
-        difference = option[0].errors[option[1]].astype(float) - best.errors[at]
-        return bool(difference.mean() <= difference.std() / np.sqrt(len(difference)))
+        difference = option[0].errors[option[1]] - best.errors[at]
+        # Half a picture more in each cell of the 2 x 2 table (Agresti and Min 2005): where hardly any picture tells
+        # the two apart, the plain standard error is far too sure.
+        return bool(difference.sum() <= np.sqrt((difference**2).sum() + 1))
 
     close = [option for option in options if is_close(option)]
     top = get_top_layer(layout)
@@ -315,15 +319,16 @@ def _fit_final(problem: _Problem, layers: tuple[PooledLayer, ...], penalty: floa
         rows = problem.read_rows(chunk)
         pieces = zip(layers, projections, strict=True)
         inputs[chunk] = np.concatenate([p.apply(problem.layout.read_block(rows, pooled)) for pooled, p in pieces], axis=1)
-    present = np.unique(problem.folds)
-    weights = [_normalise(problem.importance * (problem.folds != fold)) for fold in present]
+    folds = problem.folds[0]
+    present = np.unique(folds)
+    weights = [_normalise(problem.importance * (folds != fold)) for fold in present]
     weights.append(_normalise(problem.importance))
     fits = fit_logistic(
         inputs, problem.labels, np.stack(weights), np.full(len(weights), penalty), problem.num_classes
     )
     logits = np.empty((num_images, problem.num_classes), np.float32)
     for fold, fit in zip(present, fits, strict=False):
-        held_out = problem.folds == fold
+        held_out = folds == fold
         logits[held_out] = inputs[held_out] @ fit[:-1] + fit[-1]
     temperature = fit_temperature(logits, problem.labels)
     head = _merge(layers, projections, fits[-1], penalty, temperature)

@@ -1,0 +1,195 @@
+"""A trained classifier: predict, evaluate, save, load. Neither torch nor scikit-learn nor onnx is imported for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headstart._files import compute_sha256, show_path, write_atomic
+from headstart.artifact import ArtifactMetadata, create_session, parse_artifact, read_artifact
+from headstart.errors import DataError, ImageError, raise_all, suggest
+from headstart.parallel import count_cpus, map_bounded
+from headstart.pictures import PictureSource, load_picture, name_source
+
+if TYPE_CHECKING:
+    from headstart.dataset import ImageDataset
+    from headstart.evaluation import Evaluation
+    from headstart.training import TrainingRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the classifier says of one picture: the most probable class, and `probs` float32 (K,) of all `classes`."""
+
+    name: str
+    classes: tuple[str, ...]
+    probs: np.ndarray
+
+    @property
+    def label(self) -> str:
+        return self.classes[int(self.probs.argmax())]
+
+    @property
+    def probability(self) -> float:
+        return float(self.probs.max())
+
+    def get_top(self, count: int) -> list[tuple[str, float]]:
+        """The `count` most probable classes with their probabilities, the most probable first."""
+        order = np.argsort(-self.probs, kind="stable")[:count]
+        return [(self.classes[i], float(self.probs[i])) for i in order]
+
+    def __repr__(self) -> str:
+        return f"Prediction({show_path(self.name)}: {self.label} {self.probability:.1%})"
+
+
+class Classifier:
+    """The classifier in one file's bytes, ready to run.
+
+    `classes` are its labels in the order of the probabilities, `metadata` what the file says about itself. `training`
+    is what training left besides the file: evaluations, scores of the candidates; None for a loaded classifier.
+    """
+
+    def __init__(self, metadata: ArtifactMetadata, data: bytes, training: TrainingRecord | None = None) -> None:
+        self.metadata = metadata
+        self.classes = metadata.labels
+        self.training = training
+        self._data = data
+        self._session = create_session(data)
+
+    def __repr__(self) -> str:
+        return f"Classifier({len(self.classes)} classes, {self.metadata.backbone.get('name', 'foreign')})"
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the file."""
+        return compute_sha256(self._data)
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        """Probabilities float32 (K,) of one RGB picture uint8 (H, W, 3)."""
+        return np.asarray(self._session.run(["probabilities"], {"image": pixels})[0])
+
+    def predict(self, pictures: PictureSource | Sequence[PictureSource]) -> Any:
+        """A Prediction for a picture (path, bytes, array or Pillow image), a list of them for a sequence.
+
+        Raises ImageError for a picture that cannot be used, DataError that lists all such pictures of a sequence.
+        """
+        if _is_single(pictures):
+            return _require([*self.predict_each([pictures])])[0]
+        return _require([*self.predict_each(pictures)])
+
+    def predict_each(
+        self, pictures: Iterable[PictureSource], num_threads: int | None = None
+    ) -> Iterator[Prediction | ImageError]:
+        """In the order given, a Prediction for each picture or the reason why there is none. Memory stays bounded."""
+        size = self.metadata.preprocess.get("input_size_px")
+        # A foreign file does not say its input size, so its pictures are never decoded at a reduced scale.
+        min_side_px = 2 * size if size else None
+
+        def predict_one(item: tuple[int, PictureSource]) -> Prediction | ImageError:
+            name = name_source(item[1], item[0])
+            try:
+                return Prediction(name, self.classes, self.run(load_picture(item[1], None, min_side_px).pixels))
+            except ImageError as error:
+                return error.at(name)
+
+        for _, outcome in map_bounded(predict_one, enumerate(pictures), num_threads or count_cpus()):
+            yield outcome
+
+    def evaluate(self, source: Any, *, labels: Any = None, split: str | None = None, **options: Any) -> Evaluation:
+        """Predict the labelled pictures of `source` (anything that `scan_dataset` takes) and keep a row for each.
+
+        `split` is the part to use where the source has several: by default test, else validation, else all. Raises
+        DataError when the labels are not the classifier's classes or a picture cannot be read.
+        """
+        from headstart.data_check import hash_images
+        from headstart.dataset import scan_dataset
+
+        dataset = hash_images(scan_dataset(source, labels=labels, **options), num_threads=count_cpus())
+        evaluation, problems = self.evaluate_dataset(dataset, split)
+        raise_all(DataError, [f"{show_path(problem.path or '')}: {problem.reason}" for problem in problems])
+        return evaluation
+
+    def evaluate_dataset(
+        self, dataset: ImageDataset, split: str | None = None, on_progress: Any = None
+    ) -> tuple[Evaluation, list[ImageError]]:
+        """The rows of a hashed dataset's part, and the pictures that could not be predicted."""
+        from headstart.evaluation import Evaluation
+
+        records = select_part(dataset, split)
+        label_of = self._match_classes([dataset.classes[label] for label in sorted({r.label for r in records})])
+        problems, used, probs = [], [], []
+        for done, (record, outcome) in enumerate(
+            zip(records, self.predict_each([record.path for record in records]), strict=True), start=1
+        ):
+            if isinstance(outcome, ImageError):
+                problems.append(outcome)
+            else:
+                used.append(record)
+                probs.append(outcome.probs)
+            if on_progress:
+                on_progress(done, len(records))
+        if not used:
+            raise DataError(f"None of the {len(records)} pictures in {show_path(dataset.source)} can be used.")
+        return Evaluation(
+            classes=self.classes,
+            paths=tuple(record.path for record in used),
+            sha256=tuple(record.sha256 for record in used),
+            labels=np.array([label_of[dataset.classes[record.label]] for record in used], np.int64),
+            probs=np.stack(probs),
+        ), problems
+
+    def _match_classes(self, names: Sequence[str]) -> dict[str, int]:
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        raise_all(
+            DataError,
+            [
+                f"The classifier has no class '{show_path(name)}'.{suggest(name, self.classes)} "
+                "Rename the class, or leave it out with --exclude."
+                for name in names
+                if name not in numbers
+            ],
+        )
+        return numbers
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the classifier to one .onnx file, whole or not at all."""
+        write_atomic(path, self._data)
+
+
+def load(path: str | os.PathLike[str] | bytes, *, allow_unsigned: bool = False) -> Classifier:
+    """Read a classifier file and check it before anything of it runs. Raises ArtifactError.
+
+    `allow_unsigned` admits an ONNX file of the same signature that headstart did not save.
+    """
+    if isinstance(path, bytes):
+        return Classifier(*parse_artifact(path, allow_unsigned=allow_unsigned))
+    return Classifier(*read_artifact(path, allow_unsigned=allow_unsigned))
+
+
+def select_part(dataset: ImageDataset, split: str | None = None) -> list[Any]:
+    """The records of a split; by default test, else validation, else all."""
+    present = {record.split for record in dataset.records}
+    if split is None:
+        split = next((name for name in ("test", "validation") if name in present), None)
+    elif split not in present:
+        known = ", ".join(sorted(name for name in present if name)) or "none"
+        raise DataError(f"{show_path(dataset.source)} has no split '{split}'. Splits there: {known}.")
+    return [record for record in dataset.records if split is None or record.split == split]
+
+
+def _is_single(pictures: Any) -> bool:
+    if isinstance(pictures, np.ndarray):
+        return pictures.ndim in (2, 3) and pictures.dtype.kind not in "OUS"
+    return isinstance(pictures, (str, bytes, os.PathLike)) or not isinstance(pictures, Iterable)
+
+
+def _require(outcomes: list[Prediction | ImageError]) -> list[Prediction]:
+    failures = [outcome for outcome in outcomes if isinstance(outcome, ImageError)]
+    if len(failures) == 1 and len(outcomes) == 1:
+        raise failures[0]
+    raise_all(DataError, [str(failure) for failure in failures])
+    return [outcome for outcome in outcomes if isinstance(outcome, Prediction)]

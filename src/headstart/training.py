@@ -1,0 +1,257 @@
+"""The recipe: pictures with labels in, an evaluated classifier out. Each stage is called once, in reading order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from headstart import __version__
+from headstart._files import show_path
+from headstart.artifact import ArtifactMetadata, build_artifact, parse_artifact
+from headstart.backbones.catalog import Backbone, load_backbone
+from headstart.calibration import apply_temperature
+from headstart.config import TrainSettings, make_settings
+from headstart.data_check import (
+    DataReport,
+    check_classes,
+    check_facts,
+    check_near_duplicates,
+    find_near_duplicates,
+    hash_images,
+    resolve_duplicates,
+)
+from headstart.dataset import ImageDataset, ImageRecord, Problem, scan_dataset
+from headstart.decode import DECODER_VERSION
+from headstart.errors import DataError
+from headstart.evaluation import Evaluation
+from headstart.feature_cache import FeatureCache
+from headstart.features import Extraction, Extractor, Picture, extract_features, get_top_layer
+from headstart.graph import PooledLayer
+from headstart.heads.linear import LinearHead, build_classifier
+from headstart.heads.selection import PENALTIES, Selection, select_head
+from headstart.parallel import count_cpus
+from headstart.prediction import Classifier
+from headstart.splits import assign_folds, split_dataset
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total); total is 0 where it is not known."""
+
+_ROWS_PER_READ = 1000
+# With few pictures the folds are drawn anew until about this many out-of-fold predictions are averaged.
+_ENOUGH_OUT_OF_FOLD = 1000
+_MAX_REPEATS = 5
+_LARGE_FIGURES = ("per_class", "confusion_matrix", "classes")
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a training leaves besides the classifier.
+
+    `evaluations` maps `test` and `validation`, as far as the data have them, to rows per picture; `out_of_fold` holds
+    the training pictures, each predicted by a fit that did not see it.
+    """
+
+    report: DataReport
+    selection: Selection
+    evaluations: dict[str, Evaluation]
+    out_of_fold: Evaluation
+    num_forward: int
+    settings: TrainSettings
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The rows that nothing was chosen by: of the test part, else of the validation part."""
+        return self.evaluations.get("test", self.evaluations.get("validation"))
+
+
+def train(
+    source: Any,
+    *,
+    labels: Any = None,
+    splits: Any = None,
+    groups: Any = None,
+    pattern: str | None = None,
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
+    on_progress: Progress | None = None,
+    **settings: Any,
+) -> Classifier:
+    """Train a classifier on the pictures of `source` and evaluate it on the part that was put aside.
+
+    `source` and the arguments up to `follow_links` are those of `scan_dataset`; `settings` those of TrainSettings.
+    Pictures that cannot be used are left out and listed in the classifier's `training.report`. Raises ConfigError for
+    settings, DataError for the data as a whole.
+    """
+    chosen = make_settings(settings)
+    progress = on_progress or (lambda stage, done, total: None)
+    progress("finding pictures", 0, 0)
+    dataset = scan_dataset(
+        source, labels=labels, splits=splits, groups=groups, pattern=pattern, exclude=exclude, follow_links=follow_links
+    )
+    dataset = hash_images(
+        dataset, num_threads=count_cpus(), on_progress=lambda done, total: progress("reading files", done, total)
+    )
+    dataset = split_dataset(resolve_duplicates(dataset), test_frac=chosen.test_frac, seed=chosen.seed)
+    check_classes(dataset)
+    extractor = Extractor(load_backbone(chosen.backbone))
+    with FeatureCache() as cache:
+        pictures = [Picture(record.sha256, record.path) for record in dataset.records]
+        extraction = extract_features(
+            pictures, extractor, cache, lambda done, total: progress("extracting features", done, total)
+        )
+        dataset = _leave_out(dataset, extraction)
+        report = check_data(dataset, extraction, extractor.backbone)
+        parts = {name: [record for record in dataset.records if record.split == name] for name in _SPLITS}
+        selection = fit_head(parts["train"], len(dataset.classes), extractor, cache, chosen, progress)
+        progress("evaluating", 0, 0)
+        evaluations = {
+            name: evaluate_head(selection.head, parts[name], dataset.classes, extractor, cache)
+            for name in ("validation", "test")
+            if parts[name]
+        }
+    out_of_fold = make_evaluation(dataset.classes, parts["train"], selection.out_of_fold_probs)
+    record = TrainingRecord(report, selection, evaluations, out_of_fold, extraction.num_forward, chosen)
+    progress("checking the classifier", 0, 0)
+    metadata = make_metadata(dataset, extractor.backbone, record)
+    data = build_artifact(build_classifier(extractor.backbone, selection.head), metadata)
+    return Classifier(*parse_artifact(data), training=record)
+
+
+_SPLITS = ("train", "validation", "test")
+
+
+def _leave_out(dataset: ImageDataset, extraction: Extraction) -> ImageDataset:
+    """Without the pictures that did not decode. The split of the others stays as it was."""
+    problems = []
+    for record in dataset.records:
+        if failure := extraction.failures.get(record.sha256):
+            problems.append(Problem(failure.code, failure.reason, record.path))
+    records = tuple(record for record in dataset.records if record.sha256 not in extraction.failures)
+    return replace(dataset, records=records, problems=(*dataset.problems, *problems))
+
+
+def check_data(dataset: ImageDataset, extraction: Extraction, backbone: Backbone) -> DataReport:
+    """Everything the checks find in decoded pictures. Raises DataError when a class is too small to train."""
+    problems = check_classes(dataset)
+    spec = backbone.preprocess
+    problems += check_facts(dataset.records, extraction.facts, spec.crop_frac)
+    hashes = {record.sha256: extraction.facts[record.sha256].dhash for record in dataset.records}
+    problems += check_near_duplicates(dataset.records, find_near_duplicates(list(hashes), list(hashes.values())))
+    return DataReport(dataset, tuple(problems))
+
+
+def fit_head(
+    records: Sequence[ImageRecord],
+    num_classes: int,
+    extractor: Extractor,
+    cache: FeatureCache,
+    settings: TrainSettings,
+    progress: Progress,
+) -> Selection:
+    """Choose and fit the head on cached features. Raises DataError when a class cannot be spread over folds."""
+    recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
+    labels = np.array([record.label for record in records], np.int64)
+    keys = [record.group or record.sha256 for record in records]
+    smallest = min(len({key for key, other in zip(keys, labels, strict=True) if other == k}) for k in range(num_classes))
+    if smallest < 2:
+        raise DataError("Every class needs training pictures of at least 2 groups, so that one can test the other.")
+    counts = np.bincount(labels, minlength=num_classes)
+    num_folds = min(settings.num_folds, smallest)
+    num_repeats = max(1, min(_MAX_REPEATS, _ENOUGH_OUT_OF_FOLD // len(labels)))
+    candidates: list[tuple[PooledLayer, ...]] | None = None
+    if settings.layers == "top":
+        candidates = [get_top_layer(extractor.layout)]
+    return select_head(
+        lambda indices: cache.read_features(recipe, [records[index].sha256 for index in indices]),
+        extractor.layout,
+        labels,
+        np.stack([assign_folds(labels, keys, num_folds=num_folds, seed=settings.seed + r) for r in range(num_repeats)]),
+        num_classes,
+        candidates=candidates,
+        penalties=PENALTIES if settings.penalty == "auto" else (float(settings.penalty),),
+        class_weights=len(labels) / (num_classes * counts) if settings.class_weights == "balanced" else None,
+        rng=np.random.default_rng(settings.seed),
+        on_stage=lambda stage: progress(stage, 0, 0),
+    )
+
+
+def evaluate_head(
+    head: LinearHead, records: Sequence[ImageRecord], classes: tuple[str, ...], extractor: Extractor, cache: FeatureCache
+) -> Evaluation:
+    """Rows of pictures whose features are cached."""
+    probs = compute_probs(head, [record.sha256 for record in records], extractor, cache)
+    return make_evaluation(classes, records, probs)
+
+
+def compute_probs(head: LinearHead, pictures: Sequence[str], extractor: Extractor, cache: FeatureCache) -> np.ndarray:
+    """float32 (N, K) of pictures (by SHA-256) whose features are cached."""
+    recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
+    chunks = []
+    for start in range(0, len(pictures), _ROWS_PER_READ):
+        rows = cache.read_features(recipe, pictures[start : start + _ROWS_PER_READ])
+        logits = head.compute_logits(rows, extractor.layout)
+        chunks.append(apply_temperature(logits, head.temperature).astype(np.float32))
+    return np.concatenate(chunks)
+
+
+def make_evaluation(classes: tuple[str, ...], records: Sequence[ImageRecord], probs: np.ndarray) -> Evaluation:
+    return Evaluation(
+        classes=classes,
+        paths=tuple(record.path for record in records),
+        sha256=tuple(record.sha256 for record in records),
+        labels=np.array([record.label for record in records], np.int64),
+        probs=probs,
+    )
+
+
+def make_metadata(dataset: ImageDataset, backbone: Backbone, record: TrainingRecord) -> ArtifactMetadata:
+    """What the file says about itself: nothing in it depends on when or where the training ran."""
+    head, evaluation = record.selection.head, record.evaluation
+    figures = evaluation.compute_figures(record.settings.seed) if evaluation else None
+    counts = Counter(r.split for r in dataset.records)
+    return ArtifactMetadata(
+        labels=dataset.classes,
+        preprocess={
+            **backbone.preprocess.to_json(),
+            "exif": "applied",
+            "alpha": "white",
+            "decoder_version": DECODER_VERSION,
+        },
+        backbone={
+            "name": backbone.name,
+            "sha256": backbone.sha256,
+            "licence": backbone.licence,
+            "source": backbone.source,
+        },
+        head={
+            "layers": [[pooled.layer, pooled.grid] for pooled in head.layers],
+            "penalty": head.penalty,
+            "temperature": head.temperature,
+        },
+        settings=asdict(record.settings),
+        data={
+            "fingerprint": compute_fingerprint(dataset),
+            **{f"num_{name}": counts[name] for name in _SPLITS},
+            "num_train_per_class": np.bincount(
+                [r.label for r in dataset.records if r.split == "train"], minlength=len(dataset.classes)
+            ).tolist(),
+        },
+        evaluation=figures and {name: value for name, value in figures.items() if name not in _LARGE_FIGURES},
+        created_with=f"headstart {__version__}",
+    )
+
+
+def compute_fingerprint(dataset: ImageDataset) -> str:
+    """SHA-256 over content, class and split of every picture used; order, names and places play no part."""
+    lines = sorted(f"{r.sha256} {r.split} {dataset.classes[r.label]}" for r in dataset.records)
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def describe_left_out(problem: Problem) -> str:
+    """`photos/a.jpg: truncated: the file ends early`"""
+    return f"{show_path(problem.path)}: {problem.code}: {problem.message}" if problem.path else problem.message
