@@ -80,10 +80,12 @@ def select_head(
     `folds` is int64 (R, N): R ways to divide the pictures, over which a candidate's errors are averaged, because with
     few pictures one way is mostly chance. The final fit uses the first.
 
-    The choice is the simplest candidate whose errors exceed the best one's by at most one standard error of the paired
-    difference (Breiman et al. 1984, 3.4.3, for pairs). Simplest is the top layer under global average pooling, which
-    pretraining made linearly separable and which needs a reason to be left; then fewest features; then the strongest
-    penalty.
+    The choice follows two one-standard-error rules (Breiman et al. 1984, 3.4.3) towards the simpler. The top layer under
+    global average pooling, which pretraining made linearly separable, stays unless its errors exceed the best
+    candidate's by more than one standard error; its penalty is the strongest whose errors are within one standard error
+    of its fewest. Otherwise the log loss decides, which uses more of every prediction: of the candidates and penalties
+    within one standard error (of the paired difference) of the least, the one with the fewest features, then with the
+    strongest penalty. Log losses are taken after the best temperature.
     """
     candidates = list(candidates or list_candidates(layout))
     importance = np.ones(len(labels)) if class_weights is None else class_weights[labels]
@@ -127,6 +129,11 @@ class _Result:
 
     @property
     def best(self) -> int:
+        """Index of the penalty with the least log loss."""
+        return int(self.losses.mean(axis=1).argmin())
+
+    @property
+    def fewest(self) -> int:
         """Index of the penalty with the fewest errors, the stronger one on a tie."""
         return int(self.errors.mean(axis=1).argmin())
 
@@ -271,19 +278,28 @@ def _pick_finalists(results: Sequence[_Result], layout: FeatureLayout) -> list[t
 
 
 def _choose(results: Sequence[_Result], layout: FeatureLayout) -> tuple[_Result, int]:
-    """The simplest candidate and penalty within one standard error of the best; see select_head."""
+    """The candidate and the index of its penalty; see select_head."""
+    top = next((result for result in results if result.layers == get_top_layer(layout)), None)
+    limit = min(_add_standard_error(result.errors[result.fewest]) for result in results)
+    if top and top.errors[top.fewest].mean() <= limit:
+        limit = _add_standard_error(top.errors[top.fewest])
+        return top, next(index for index, errors in enumerate(top.errors) if errors.mean() <= limit)
     options = [(result, index) for result in results for index in range(len(result.penalties))]
-    best, at = min(options, key=lambda option: (option[0].errors[option[1]].mean(), option[0].losses[option[1]].mean()))
+    least, at = min(options, key=lambda option: option[0].losses[option[1]].mean())
 
     def is_close(option: tuple[_Result, int]) -> bool:
-        difference = option[0].errors[option[1]] - best.errors[at]
-        # Half a picture more in each cell of the 2 x 2 table (Agresti and Min 2005): where hardly any picture tells
-        # the two apart, the plain standard error is far too sure.
-        return bool(difference.sum() <= np.sqrt((difference**2).sum() + 1))
+        excess = option[0].losses[option[1]] - least.losses[at]
+        return bool(excess.mean() <= _compute_standard_error(excess))
 
-    close = [option for option in options if is_close(option)]
-    top = get_top_layer(layout)
-    return min(close, key=lambda option: (option[0].layers != top, _count_features(option[0].layers, layout), option[1]))
+    return min(filter(is_close, options), key=lambda option: (_count_features(option[0].layers, layout), option[1]))
+
+
+def _compute_standard_error(values: np.ndarray) -> float:
+    return float(values.std() / np.sqrt(len(values)))
+
+
+def _add_standard_error(values: np.ndarray) -> float:
+    return float(values.mean()) + _compute_standard_error(values)
 
 
 def _count_features(layers: Sequence[PooledLayer], layout: FeatureLayout) -> int:
