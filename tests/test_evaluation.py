@@ -204,9 +204,11 @@ def test_awkward_paths_survive(tmp_path: Path) -> None:
 @given(st.text(alphabet=st.one_of(st.sampled_from('\\xu5ced89,"\r\n'), st.characters()), max_size=30))
 @settings(max_examples=300, deadline=None)
 def test_any_path_comes_back(path: str) -> None:
-    line = module._quote(module._escape(path))
-    assert list(csv.reader(io.StringIO((line + ",\n").encode().decode(), newline=""))) == [[module._escape(path), ""]]
-    assert module._unescape(module._escape(path)) == path
+    line = module.quote_field(module.escape_text(path))
+    assert list(csv.reader(io.StringIO((line + ",\n").encode().decode(), newline=""))) == [
+        [module.escape_text(path), ""]
+    ]
+    assert module.unescape_text(module.escape_text(path)) == path
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=50))

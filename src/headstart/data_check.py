@@ -25,6 +25,7 @@ from headstart.decode import (
 )
 from headstart.errors import DataError, ImageError, raise_all
 from headstart.parallel import map_bounded
+from headstart.pictures import load_picture
 
 FEW_PICTURES = 20
 MAX_IMBALANCE = 10
@@ -192,12 +193,70 @@ def _say_class_too_small(name: str, paths: Sequence[str], min_per_class: int, ha
     )
 
 
+def leave_out(dataset: ImageDataset, failures: Mapping[str, ImageError]) -> ImageDataset:
+    """Without the pictures (by SHA-256) that did not decode. The split of the others stays as it was."""
+    problems = [
+        Problem(failures[record.sha256].code, failures[record.sha256].reason, record.path)
+        for record in dataset.records
+        if record.sha256 in failures
+    ]
+    records = tuple(record for record in dataset.records if record.sha256 not in failures)
+    return replace(dataset, records=records, problems=(*dataset.problems, *problems))
+
+
+def check_pictures(
+    dataset: ImageDataset, facts: Mapping[str, ImageFacts], crop_frac: float, input_size_px: int
+) -> DataReport:
+    """Everything the checks find in decoded pictures; `facts` by SHA-256. The crop is PreprocessSpec's."""
+    problems = check_facts(dataset.records, facts, crop_frac, input_size_px)
+    hashes = {record.sha256: facts[record.sha256].dhash for record in dataset.records}
+    problems += check_near_duplicates(dataset.records, find_near_duplicates(list(hashes), list(hashes.values())))
+    return DataReport(dataset, tuple(problems))
+
+
+def check_dataset(
+    dataset: ImageDataset,
+    crop_frac: float,
+    input_size_px: int,
+    *,
+    num_threads: int = 2,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> DataReport:
+    """Read and decode every picture of a scanned dataset and report what is found; no network is run."""
+    total = len(dataset.records)
+    dataset = hash_images(
+        dataset, num_threads=num_threads, on_progress=lambda done, _: on_progress("reading files", done, total)
+    )
+    dataset = resolve_duplicates(dataset)
+    facts: dict[str, ImageFacts] = {}
+    failures: dict[str, ImageError] = {}
+
+    def decode(record: ImageRecord) -> ImageFacts | ImageError:
+        try:
+            return load_picture(record.path, record.sha256, 2 * input_size_px).facts
+        except ImageError as error:
+            return error
+
+    for done, (record, verdict) in enumerate(map_bounded(decode, dataset.records, num_threads), start=1):
+        if isinstance(verdict, ImageError):
+            failures[record.sha256] = verdict
+        else:
+            facts[record.sha256] = verdict
+        on_progress("decoding", done, len(dataset.records))
+    report = check_pictures(leave_out(dataset, failures), facts, crop_frac, input_size_px)
+    try:
+        problems = check_classes(report.dataset)
+    except DataError as error:
+        problems = [Problem("class-too-small", str(error), None, "warning")]
+    return replace(report, problems=(*problems, *report.problems))
+
+
 def check_facts(
-    records: Sequence[ImageRecord], facts: Mapping[str, ImageFacts], crop_frac: float = 1.0
+    records: Sequence[ImageRecord], facts: Mapping[str, ImageFacts], crop_frac: float = 1.0, input_size_px: int = 1
 ) -> list[Problem]:
     """What the decoder saw and a user may want to know. `facts` go by SHA-256; records without facts are passed over.
 
-    `crop_frac` is the part of the short side that the centre-square crop keeps.
+    The centre square keeps `crop_frac` of the short side, or as much of it as `input_size_px` needs (PreprocessSpec).
     """
     problems = []
     usual = _find_usual_formats(records, facts)
@@ -208,7 +267,7 @@ def check_facts(
             continue
         if "exif-rotated" in fact.notes:
             rotated.append(record.path)
-        problems += _check_shape(record.path, fact, crop_frac)
+        problems += _check_shape(record.path, fact, crop_frac, input_size_px)
         if not extension_matches(record.path, fact.format):
             text = f"the content is {fact.format}, the extension says otherwise; the content counts"
             problems.append(Problem("extension-mismatch", text, record.path, "note"))
@@ -228,7 +287,7 @@ def check_facts(
     return problems
 
 
-def _check_shape(path: str, fact: ImageFacts, crop_frac: float) -> list[Problem]:
+def _check_shape(path: str, fact: ImageFacts, crop_frac: float, input_size_px: int) -> list[Problem]:
     short, long = sorted((fact.width_px, fact.height_px))
     size = f"{fact.width_px} x {fact.height_px} pixels"
     problems = []
@@ -236,7 +295,8 @@ def _check_shape(path: str, fact: ImageFacts, crop_frac: float) -> list[Problem]
         code, limit = ("tiny", 16) if short < 16 else ("small", 32)
         problems.append(Problem(code, f"{size}, the short side is under {limit}", path, "note"))
     if long > ELONGATED_RATIO * short:
-        removed = 1 - min(1.0, crop_frac) ** 2 * short / long
+        side = max(crop_frac * short, min(short, input_size_px))
+        removed = 1 - side**2 / (short * long)
         text = f"{size}; the centre square that the classifier sees leaves out {removed:.0%} of it"
         problems.append(Problem("elongated", text, path, "note"))
     return problems

@@ -169,11 +169,11 @@ class Evaluation:
         Probabilities are the shortest text that gives the same float32. Names and paths are quoted where CSV needs it;
         a byte that is not UTF-8 is written \\xNN, and so is a backslash that already stands before xNN (\\x5c).
         """
-        lines = [",".join(map(_quote, _format_header(self.classes)))]
-        quoted = [_quote(_escape(name)) for name in self.classes]
+        lines = [",".join(map(quote_field, _format_header(self.classes)))]
+        quoted = [quote_field(escape_text(name)) for name in self.classes]
         answers = zip(self.paths, self.sha256, self.labels, self.predicted, self.probs, strict=True)
         for path, digest, true, guess, row in answers:
-            start = (_quote(_escape(path)), _quote(_escape(digest)), quoted[true], quoted[guess])
+            start = (quote_field(escape_text(path)), quote_field(escape_text(digest)), quoted[true], quoted[guess])
             lines.append(",".join((*start, *row.astype(str).tolist(), "true" if true == guess else "false")))
         return "\n".join([*lines, ""]).encode()
 
@@ -185,7 +185,7 @@ class Evaluation:
             true, guess = self.labels[i], predicted[i]
             texts = (self.paths[i], self.sha256[i], self.classes[true], self.classes[guess])
             chosen = (str(self.probs[i, guess]), str(self.probs[i, true]))
-            lines.append(",".join((*(_quote(_escape(text)) for text in texts), *chosen)))
+            lines.append(",".join((*(quote_field(escape_text(text)) for text in texts), *chosen)))
         return "\n".join([*lines, ""]).encode()
 
 
@@ -248,19 +248,19 @@ def load_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
     header, *lines = csv.reader(io.StringIO(data.decode(), newline=""))
     if header != _format_header(classes):
         raise DataError(f"The columns of {place / 'rows.csv'} are not the classes of evaluation.json. Evaluate again.")
-    numbers = {_escape(name): k for k, name in enumerate(classes)}
+    numbers = {escape_text(name): k for k, name in enumerate(classes)}
     probs = np.fromiter(map(float, chain.from_iterable(line[4:-1] for line in lines)), np.float32)
     return Evaluation(
         classes=classes,
-        paths=tuple(_unescape(line[0]) for line in lines),
-        sha256=tuple(_unescape(line[1]) for line in lines),
+        paths=tuple(unescape_text(line[0]) for line in lines),
+        sha256=tuple(unescape_text(line[1]) for line in lines),
         labels=np.array([numbers[line[2]] for line in lines], np.int64),
         probs=probs.reshape(len(lines), len(classes)),
     )
 
 
 def _format_header(classes: tuple[str, ...]) -> list[str]:
-    return ["path", "sha256", "true", "predicted", *(f"probability_{_escape(name)}" for name in classes), "correct"]
+    return ["path", "sha256", "true", "predicted", *(f"probability_{escape_text(name)}" for name in classes), "correct"]
 
 
 def _freeze(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -366,9 +366,9 @@ def _format_parquet(evaluation: Evaluation) -> bytes:
         raise MissingDependencyError(
             "rows.parquet needs pyarrow, which is not installed. Run: pip install 'headstart[parquet]'"
         ) from error
-    names = np.array([_escape(name) for name in evaluation.classes], object)
+    names = np.array([escape_text(name) for name in evaluation.classes], object)
     columns = {
-        "path": [_escape(path) for path in evaluation.paths],
+        "path": [escape_text(path) for path in evaluation.paths],
         "sha256": list(evaluation.sha256),
         "true": names[evaluation.labels],
         "predicted": names[evaluation.predicted],
@@ -411,14 +411,14 @@ def _read_summary(place: Path) -> dict[str, Any]:
     return summary
 
 
-def _escape(text: str) -> str:
+def escape_text(text: str) -> str:
     """Lone surrogates, which stand for bytes that are not UTF-8, as \\xNN (or \\udNNN for others, on Windows only)."""
     text = re.sub(r"\\(?=x[0-9a-f]{2}|ud[89a-f][0-9a-f]{2})", r"\\x5c", text)
     text = re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", text)
     return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _unescape(text: str) -> str:
+def unescape_text(text: str) -> str:
     def restore(match: re.Match[str]) -> str:
         if match[2]:
             return chr(int(match[2], 16))
@@ -427,6 +427,6 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\x(5c|[89a-f][0-9a-f])|\\u(d[89a-f][0-9a-f]{2})", restore, text)
 
 
-def _quote(field: str) -> str:
+def quote_field(field: str) -> str:
     """As RFC 4180 asks. The csv module of Python 3.11 leaves a lone carriage return bare, and cannot read it back."""
     return '"' + field.replace('"', '""') + '"' if re.search('[,"\r\n]', field) else field

@@ -200,7 +200,8 @@ class FeatureCache:
     def measure_size(self) -> int:
         """Bytes in use inside the file."""
         pages, free, size = (
-            self.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+            self.connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
         )
         return int((pages - free) * size)
 

@@ -148,7 +148,9 @@ def add_pooling(builder: GraphBuilder, pooled: Sequence[tuple[PooledLayer, int, 
     return builder.add("Concat", *vectors, axis=1)
 
 
-def extend_graph(model: onnx.ModelProto, layers: Sequence[str], builder: GraphBuilder, output: str, size: int | str) -> onnx.ModelProto:
+def extend_graph(
+    model: onnx.ModelProto, layers: Sequence[str], builder: GraphBuilder, output: str, size: int | str
+) -> onnx.ModelProto:
     """The part of `model` that computes `layers`, followed by the builder's nodes, with one float32 (size,) output."""
     kept = onnx.utils.Extractor(model).extract_model([IMAGE], list(layers))
     joined = GraphBuilder()

@@ -34,9 +34,7 @@ def hash_source(source: PictureSource) -> str:
     return hashlib.sha256(f"pixels {pixels.shape} ".encode() + pixels.tobytes()).hexdigest()
 
 
-def load_picture(
-    source: PictureSource, sha256: str | None = None, min_side_px: int | None = None
-) -> DecodedImage:
+def load_picture(source: PictureSource, sha256: str | None = None, min_side_px: int | None = None) -> DecodedImage:
     """Read and decode. Raises ImageError, `changed-while-reading` where a file is no longer the one with that SHA-256.
 
     `min_side_px` allows a large JPEG to come at a reduced scale (see decode_image).

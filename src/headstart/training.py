@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from headstart import __version__
-from headstart._files import show_path
 from headstart.artifact import ArtifactMetadata, build_artifact, parse_artifact
 from headstart.backbones.catalog import Backbone, load_backbone
 from headstart.calibration import apply_temperature
@@ -19,18 +18,17 @@ from headstart.config import TrainSettings, make_settings
 from headstart.data_check import (
     DataReport,
     check_classes,
-    check_facts,
-    check_near_duplicates,
-    find_near_duplicates,
+    check_pictures,
     hash_images,
+    leave_out,
     resolve_duplicates,
 )
-from headstart.dataset import ImageDataset, ImageRecord, Problem, scan_dataset
+from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
 from headstart.decode import DECODER_VERSION
 from headstart.errors import DataError
 from headstart.evaluation import Evaluation
 from headstart.feature_cache import FeatureCache
-from headstart.features import Extraction, Extractor, Picture, extract_features, get_top_layer
+from headstart.features import Extractor, Picture, extract_features, get_top_layer
 from headstart.graph import PooledLayer
 from headstart.heads.linear import LinearHead, build_classifier
 from headstart.heads.selection import PENALTIES, Selection, select_head
@@ -104,8 +102,11 @@ def train(
         extraction = extract_features(
             pictures, extractor, cache, lambda done, total: progress("extracting features", done, total)
         )
-        dataset = _leave_out(dataset, extraction)
-        report = check_data(dataset, extraction, extractor.backbone)
+        dataset = leave_out(dataset, extraction.failures)
+        warnings = check_classes(dataset)
+        spec = extractor.backbone.preprocess
+        report = check_pictures(dataset, extraction.facts, spec.crop_frac, spec.input_size_px)
+        report = replace(report, problems=(*warnings, *report.problems))
         parts = {name: [record for record in dataset.records if record.split == name] for name in _SPLITS}
         selection = fit_head(parts["train"], len(dataset.classes), extractor, cache, chosen, progress)
         progress("evaluating", 0, 0)
@@ -125,26 +126,6 @@ def train(
 _SPLITS = ("train", "validation", "test")
 
 
-def _leave_out(dataset: ImageDataset, extraction: Extraction) -> ImageDataset:
-    """Without the pictures that did not decode. The split of the others stays as it was."""
-    problems = []
-    for record in dataset.records:
-        if failure := extraction.failures.get(record.sha256):
-            problems.append(Problem(failure.code, failure.reason, record.path))
-    records = tuple(record for record in dataset.records if record.sha256 not in extraction.failures)
-    return replace(dataset, records=records, problems=(*dataset.problems, *problems))
-
-
-def check_data(dataset: ImageDataset, extraction: Extraction, backbone: Backbone) -> DataReport:
-    """Everything the checks find in decoded pictures. Raises DataError when a class is too small to train."""
-    problems = check_classes(dataset)
-    spec = backbone.preprocess
-    problems += check_facts(dataset.records, extraction.facts, spec.crop_frac)
-    hashes = {record.sha256: extraction.facts[record.sha256].dhash for record in dataset.records}
-    problems += check_near_duplicates(dataset.records, find_near_duplicates(list(hashes), list(hashes.values())))
-    return DataReport(dataset, tuple(problems))
-
-
 def fit_head(
     records: Sequence[ImageRecord],
     num_classes: int,
@@ -157,7 +138,9 @@ def fit_head(
     recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
     labels = np.array([record.label for record in records], np.int64)
     keys = [record.group or record.sha256 for record in records]
-    smallest = min(len({key for key, other in zip(keys, labels, strict=True) if other == k}) for k in range(num_classes))
+    smallest = min(
+        len({key for key, other in zip(keys, labels, strict=True) if other == k}) for k in range(num_classes)
+    )
     if smallest < 2:
         raise DataError("Every class needs training pictures of at least 2 groups, so that one can test the other.")
     counts = np.bincount(labels, minlength=num_classes)
@@ -181,7 +164,11 @@ def fit_head(
 
 
 def evaluate_head(
-    head: LinearHead, records: Sequence[ImageRecord], classes: tuple[str, ...], extractor: Extractor, cache: FeatureCache
+    head: LinearHead,
+    records: Sequence[ImageRecord],
+    classes: tuple[str, ...],
+    extractor: Extractor,
+    cache: FeatureCache,
 ) -> Evaluation:
     """Rows of pictures whose features are cached."""
     probs = compute_probs(head, [record.sha256 for record in records], extractor, cache)
@@ -250,8 +237,3 @@ def compute_fingerprint(dataset: ImageDataset) -> str:
     """SHA-256 over content, class and split of every picture used; order, names and places play no part."""
     lines = sorted(f"{r.sha256} {r.split} {dataset.classes[r.label]}" for r in dataset.records)
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def describe_left_out(problem: Problem) -> str:
-    """`photos/a.jpg: truncated: the file ends early`"""
-    return f"{show_path(problem.path)}: {problem.code}: {problem.message}" if problem.path else problem.message

@@ -37,7 +37,9 @@ _STAGES = (
 )
 
 
-def build_efficientnet_lite(weights: Mapping[str, np.ndarray], preprocess: PreprocessSpec, depth: float) -> onnx.ModelProto:
+def build_efficientnet_lite(
+    weights: Mapping[str, np.ndarray], preprocess: PreprocessSpec, depth: float
+) -> onnx.ModelProto:
     """Picture to feature maps: outputs `stage1` ... `stage7` and `head`, float32 (1, C, h, h).
 
     Batch norm is folded into the convolutions and TensorFlow's SAME padding is written out for the input size.
@@ -60,7 +62,9 @@ class _Writer:
         for number, stage in enumerate(_STAGES, start=1):
             inner = 1 < number < len(_STAGES)
             for repeat in range(math.ceil(stage.repeats * depth) if inner else stage.repeats):
-                self.add_block(f"_blocks.{block}", stage, stride=stage.stride if repeat == 0 else 1, residual=repeat > 0)
+                self.add_block(
+                    f"_blocks.{block}", stage, stride=stage.stride if repeat == 0 else 1, residual=repeat > 0
+                )
                 block += 1
             self.mark_layer(f"stage{number}")
         self.convolve("_conv_head", "_bn1", stride=1, relu6=True)
@@ -109,4 +113,6 @@ class _Writer:
         try:
             return self.weights[name].astype(np.float64)
         except KeyError:
-            raise BackboneError(f"The weights hold no tensor '{name}'; they are not of this EfficientNet-Lite.") from None
+            raise BackboneError(
+                f"The weights hold no tensor '{name}'; they are not of this EfficientNet-Lite."
+            ) from None

@@ -334,14 +334,14 @@ def _fit_final(problem: _Problem, layers: tuple[PooledLayer, ...], penalty: floa
         chunk = np.arange(start, min(start + _ROWS_PER_READ, num_images))
         rows = problem.read_rows(chunk)
         pieces = zip(layers, projections, strict=True)
-        inputs[chunk] = np.concatenate([p.apply(problem.layout.read_block(rows, pooled)) for pooled, p in pieces], axis=1)
+        inputs[chunk] = np.concatenate(
+            [p.apply(problem.layout.read_block(rows, pooled)) for pooled, p in pieces], axis=1
+        )
     folds = problem.folds[0]
     present = np.unique(folds)
     weights = [_normalise(problem.importance * (folds != fold)) for fold in present]
     weights.append(_normalise(problem.importance))
-    fits = fit_logistic(
-        inputs, problem.labels, np.stack(weights), np.full(len(weights), penalty), problem.num_classes
-    )
+    fits = fit_logistic(inputs, problem.labels, np.stack(weights), np.full(len(weights), penalty), problem.num_classes)
     logits = np.empty((num_images, problem.num_classes), np.float32)
     for fold, fit in zip(present, fits, strict=False):
         held_out = folds == fold

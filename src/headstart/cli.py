@@ -1,0 +1,415 @@
+"""The command line: parse, call the library, print. Every import that costs time stands inside its command."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headstart import __version__
+from headstart._files import show_path, write_atomic
+from headstart.errors import ConfigError, HeadstartError
+
+app = typer.Typer(
+    name="headstart",
+    help="Train a classifier for your own pictures: a folder in, an evaluated classifier in one file out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+cache_app = typer.Typer(help="Look at the cache of features, or clear it.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+SourceArgument = Annotated[
+    str, typer.Argument(help="Folder with a folder per class, or CSV or Parquet with path and label.")
+]
+ModelArgument = Annotated[Path, typer.Argument(help="Classifier file (.onnx).")]
+PatternOption = Annotated[
+    str | None, typer.Option(help="Regular expression with a group (?P<label>...) that finds the class in a file name.")
+]
+ExcludeOption = Annotated[list[str] | None, typer.Option(help="Class to leave out; may be given several times.")]
+LinksOption = Annotated[bool, typer.Option("--follow-links", help="Follow symbolic links that lead out of the folder.")]
+UnsignedOption = Annotated[
+    bool, typer.Option("--allow-unsigned", help="Open an ONNX file of the same signature that headstart did not save.")
+]
+ParquetOption = Annotated[bool, typer.Option("--parquet", help="Write the rows as Parquet too (extra parquet).")]
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend become one message and exit code 2."""
+    try:
+        app()
+    except HeadstartError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"headstart {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _set_up(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    import logging
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+
+
+def _stop(note: str) -> typer.Exit:
+    print(f"Stopped. {note}", file=sys.stderr)
+    return typer.Exit(130)
+
+
+@app.command()
+def train(
+    source: SourceArgument,
+    output: Annotated[Path | None, typer.Option(help="Classifier file to write. Default: SOURCE.onnx here.")] = None,
+    backbone: Annotated[str, typer.Option(help="Pretrained network; see headstart backbones.")] = "efficientnet-lite0",
+    layers: Annotated[str, typer.Option(help="auto: choose layers and pooling; top: the last layer.")] = "auto",
+    penalty: Annotated[str, typer.Option(help="auto: choose the L2 penalty; or a number above 0.")] = "auto",
+    class_weights: Annotated[str, typer.Option(help="none, or balanced: every class weighs the same.")] = "none",
+    test_frac: Annotated[
+        float, typer.Option(help="Share put aside for the test where the data name no test part.")
+    ] = 0.2,
+    num_folds: Annotated[int, typer.Option(help="Folds of the cross-validation, 2 to 20.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of split, folds and everything random.")] = 0,
+    pattern: PatternOption = None,
+    exclude: ExcludeOption = None,
+    follow_links: LinksOption = False,
+    parquet: ParquetOption = False,
+) -> None:
+    """Train a classifier, evaluate it on pictures put aside, and save both.
+
+    Writes SOURCE.onnx and SOURCE.evaluation/ into the current folder. Features are cached by content: a second run,
+    also after renaming or relabelling, computes only what is new.
+    """
+    from headstart.terminal import make_console, render_report, render_selection, track_progress
+
+    target = output or Path(f"{_name_after(source)}.onnx")
+    _check_target(target)
+    from headstart.training import train as train_classifier
+
+    began = time.monotonic()
+    try:
+        with track_progress(make_console(stderr=True)) as progress:
+            classifier = train_classifier(
+                source,
+                pattern=pattern,
+                exclude=exclude or (),
+                follow_links=follow_links,
+                on_progress=progress,
+                backbone=backbone,
+                layers=layers,
+                penalty=_parse_penalty(penalty),
+                class_weights=class_weights,
+                test_frac=test_frac,
+                num_folds=num_folds,
+                seed=seed,
+            )
+    except KeyboardInterrupt:
+        raise _stop("The features computed so far are kept; the same command continues.") from None
+    record = classifier.training
+    assert record is not None  # train always leaves one
+    console = make_console()
+    for part in render_report(record.report):
+        console.print(part)
+    console.print()
+    for part in render_selection(record.selection):
+        console.print(part)
+    written = [target]
+    if record.evaluation is not None:
+        written.append(_save_evaluation(record, target, classifier.sha256, parquet, time.monotonic() - began))
+        from headstart.summary import render_summary
+
+        console.print(render_summary(record.evaluation))
+    else:
+        console.print("\nNot evaluated: no picture was put aside. The cross-validated accuracy stands above.\n")
+    classifier.save(target)
+    total = len(record.report.dataset.records)
+    console.print(
+        f"{total:,} pictures, {record.num_forward:,} through the network, {time.monotonic() - began:.1f} s. "
+        f"Wrote {' and '.join(show_path(str(path)) for path in written)}",
+        markup=False,
+    )
+
+
+def _name_after(source: str) -> str:
+    path = Path(source).resolve()
+    return path.stem if path.is_file() else path.name or "classifier"
+
+
+def _parse_penalty(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _check_target(target: Path) -> None:
+    """Before any work: a file that is not a classifier is never replaced. Raises ConfigError."""
+    from headstart.artifact import read_artifact
+
+    if target.suffix != ".onnx":
+        raise ConfigError(f"--output is {target}. Expected a name that ends in .onnx.")
+    if not target.parent.is_dir():
+        raise ConfigError(f"The folder {target.parent} does not exist. Make it first, or choose another --output.")
+    if target.exists():
+        try:
+            read_artifact(target)
+        except HeadstartError as error:
+            raise ConfigError(
+                f"{target} exists and is not a classifier of headstart, so it is not replaced. "
+                f"Choose another --output. ({error})"
+            ) from None
+
+
+def _save_evaluation(record: Any, target: Path, sha256: str, parquet: bool, seconds: float) -> Path:
+    import json
+    from dataclasses import asdict
+    from datetime import datetime, timezone
+
+    from headstart.evaluation import save_evaluation
+
+    folder = target.with_suffix(".evaluation")
+    extra = {
+        "classifier": {"file": target.name, "sha256": sha256},
+        "settings": asdict(record.settings),
+        "data": record.report.to_json(),
+        "candidates": [
+            {**asdict(score), "layers": [[pooled.layer, pooled.grid] for pooled in score.layers]}
+            for score in record.selection.scores
+        ],
+    }
+    save_evaluation(record.evaluation, folder, extra=extra, parquet=parquet, seed=record.settings.seed)
+    # Apart from the evaluation, so that the same pictures and settings give the same evaluation.json.
+    run = {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+        "num_forward": record.num_forward,
+        "version": __version__,
+    }
+    write_atomic(folder / "run.json", json.dumps(run, indent=2).encode() + b"\n")
+    return folder
+
+
+@app.command()
+def predict(
+    model: ModelArgument,
+    pictures: Annotated[list[str], typer.Argument(help="Pictures, or folders with pictures in them.")],
+    format: Annotated[str, typer.Option(help="table, csv, jsonl or parquet.")] = "table",
+    output: Annotated[Path | None, typer.Option(help="File to write instead of the screen.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show for a picture (table, jsonl).")] = 1,
+    follow_links: LinksOption = False,
+    allow_unsigned: UnsignedOption = False,
+) -> None:
+    """Say what pictures show. Pictures that cannot be read are listed and counted; exit code 1 if none could."""
+    from headstart.prediction import load
+    from headstart.predictions_output import FORMATS, write_predictions
+
+    if format not in FORMATS:
+        raise ConfigError(f"--format is {format}. Expected one of {', '.join(FORMATS)}.")
+    if format == "parquet" and output is None:
+        raise ConfigError("--format parquet needs --output: it is not for a screen.")
+    from headstart.dataset import list_images
+
+    paths, problems = list_images(pictures, follow_links=follow_links)
+    classifier = load(model, allow_unsigned=allow_unsigned)
+    for problem in problems:
+        print(f"{show_path(problem.path or '')}: {problem.code}: {problem.message}", file=sys.stderr)
+    try:
+        num_failed = write_predictions(classifier, paths, format, output, top)
+    except KeyboardInterrupt:
+        raise _stop("Nothing was written." if output else "") from None
+    if num_failed:
+        print(
+            f"{len(paths):,} pictures = {len(paths) - num_failed:,} predicted + {num_failed:,} not usable",
+            file=sys.stderr,
+        )
+    if num_failed == len(paths):
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    source: SourceArgument,
+    output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json, rows.csv and mistakes.csv.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, validation or test. Default: test, else validation, else all.")
+    ] = None,
+    pattern: PatternOption = None,
+    exclude: ExcludeOption = None,
+    follow_links: LinksOption = False,
+    parquet: ParquetOption = False,
+    allow_unsigned: UnsignedOption = False,
+) -> None:
+    """Measure a classifier on labelled pictures: one row per picture, every figure with its interval."""
+    from headstart.data_check import DataReport, hash_images
+    from headstart.dataset import Problem, scan_dataset
+    from headstart.evaluation import save_evaluation
+    from headstart.parallel import count_cpus
+    from headstart.prediction import load
+    from headstart.summary import render_summary
+    from headstart.terminal import make_console, render_problems, track_progress
+
+    classifier = load(model, allow_unsigned=allow_unsigned)
+    try:
+        with track_progress(make_console(stderr=True)) as progress:
+            dataset = scan_dataset(source, pattern=pattern, exclude=exclude or (), follow_links=follow_links)
+            dataset = hash_images(
+                dataset,
+                num_threads=count_cpus(),
+                on_progress=lambda done, total: progress("reading files", done, total),
+            )
+            evaluation, failures = classifier.evaluate_dataset(
+                dataset, split, lambda done, total: progress("predicting", done, total)
+            )
+    except KeyboardInterrupt:
+        raise _stop("Nothing was written.") from None
+    console = make_console()
+    failed = tuple(Problem(failure.code, failure.reason, failure.path) for failure in failures)
+    report = DataReport(dataset, failed)
+    for line in render_problems(report.all_problems):
+        console.print(line)
+    figures = evaluation.compute_figures()
+    console.print(render_summary(evaluation, figures))
+    if output is not None:
+        extra = {"classifier": {"file": model.name, "sha256": classifier.sha256}, "data": report.to_json()}
+        save_evaluation(evaluation, output, extra=extra, parquet=parquet)
+        console.print(f"Wrote {show_path(str(output))}", markup=False)
+
+
+@app.command()
+def inspect(
+    model: ModelArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metadata as JSON.")] = False,
+    allow_unsigned: UnsignedOption = False,
+) -> None:
+    """Show what is in a classifier file: classes, backbone, layers, data, figures, licence."""
+    import json
+    from dataclasses import asdict
+
+    from headstart._files import compute_sha256
+    from headstart.artifact import read_artifact
+    from headstart.terminal import make_console, render_metadata
+
+    metadata, data = read_artifact(model, allow_unsigned=allow_unsigned)
+    if as_json:
+        print(json.dumps(asdict(metadata), indent=2))
+        return
+    console = make_console()
+    for part in render_metadata(metadata, len(data), compute_sha256(data)):
+        console.print(part)
+
+
+@app.command()
+def check(
+    source: SourceArgument,
+    pattern: PatternOption = None,
+    exclude: ExcludeOption = None,
+    follow_links: LinksOption = False,
+    show_all: Annotated[bool, typer.Option("--all", help="List every problem, not the first of each kind.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Look at the data and compute nothing: what would be used, what left out and why, what looks wrong."""
+    import json
+
+    from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE
+    from headstart.data_check import check_dataset
+    from headstart.dataset import scan_dataset
+    from headstart.parallel import count_cpus
+    from headstart.terminal import make_console, render_problems, render_report, track_progress
+
+    entry = CATALOG[DEFAULT_BACKBONE]
+    try:
+        with track_progress(make_console(stderr=True)) as progress:
+            dataset = scan_dataset(source, pattern=pattern, exclude=exclude or (), follow_links=follow_links)
+            report = check_dataset(
+                dataset, entry.crop_frac, entry.input_size_px, num_threads=count_cpus(), on_progress=progress
+            )
+    except KeyboardInterrupt:
+        raise _stop("") from None
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2))
+        return
+    console = make_console()
+    for part in render_report(report) if not show_all else render_problems(report.all_problems, shown=10**9):
+        console.print(part)
+
+
+@app.command()
+def backbones() -> None:
+    """List the pretrained networks and whether their weights are here."""
+    from headstart.backbones.catalog import CATALOG
+    from headstart.terminal import make_console, render_backbones
+
+    console = make_console()
+    for part in render_backbones(list(CATALOG.values())):
+        console.print(part)
+
+
+@app.command()
+def verify(
+    model: ModelArgument,
+    pictures: Annotated[list[str], typer.Argument(help="Pictures, or folders with pictures in them.")],
+    allow_unsigned: UnsignedOption = False,
+) -> None:
+    """Compare predictions with plain ONNX Runtime on the bare file; exit code 1 where they disagree."""
+    from headstart.dataset import list_images
+    from headstart.terminal import make_console, track_progress
+    from headstart.verification import verify_classifier
+
+    paths, _ = list_images(pictures)
+    try:
+        with track_progress(make_console(stderr=True)) as progress:
+            agreement = verify_classifier(
+                model,
+                paths,
+                allow_unsigned=allow_unsigned,
+                on_progress=lambda done, total: progress("comparing", done, total),
+            )
+    except KeyboardInterrupt:
+        raise _stop("") from None
+    print(f"{agreement.num_images:,} pictures compared, {len(agreement.left_out):,} cannot be decoded")
+    print(f"same class: {agreement.num_same_class:,} of {agreement.num_images:,}")
+    print(f"largest difference of a probability: {agreement.worst_difference:.2e} at {show_path(agreement.worst_path)}")
+    if not agreement.num_images or agreement.num_same_class < 0.999 * agreement.num_images:
+        raise typer.Exit(1)
+
+
+@cache_app.command("show")
+def show_cache() -> None:
+    """Where the cache is and how much each backbone's features take."""
+    from headstart.feature_cache import FeatureCache
+
+    with FeatureCache() as cache:
+        print(
+            f"{show_path(str(cache.path))}: {cache.measure_size() / 1e6:,.1f} MB of {cache.limit_bytes / 1e6:,.0f} MB"
+        )
+        for usage in cache.measure_usage():
+            print(f"  {usage.name}: {usage.num_pictures:,} pictures, {usage.size_bytes / 1e6:,.1f} MB")
+
+
+@cache_app.command("clear")
+def clear_cache_command(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete the cache. Everything in it can be computed again."""
+    from headstart.feature_cache import clear_cache, get_cache_file
+
+    if not yes and not typer.confirm(f"Delete {get_cache_file()}?"):
+        raise typer.Exit(1)
+    print(f"{clear_cache() / 1e6:,.1f} MB freed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""`ImageClassifier`: the recipe under scikit-learn's conventions, so that its tools for selection and scoring work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from headstart.backbones.catalog import DEFAULT_BACKBONE, load_backbone
+from headstart.config import make_settings
+from headstart.dataset import ImageRecord
+from headstart.errors import DataError, ImageError, raise_all
+from headstart.feature_cache import FeatureCache
+from headstart.features import Extractor, Picture, extract_features
+from headstart.parallel import count_cpus, map_bounded
+from headstart.pictures import PictureSource, hash_source, name_source
+from headstart.training import compute_probs, fit_head
+
+
+class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Fit on pictures (paths, bytes, arrays or Pillow images) and labels of any kind that NumPy can sort.
+
+    The parameters are those of TrainSettings. Features come from the cache, so cross_val_score and GridSearchCV run
+    the backbone once per picture. After fitting: `classes_`, `head_`, `selection_`.
+    """
+
+    def __init__(
+        self,
+        backbone: str = DEFAULT_BACKBONE,
+        layers: str = "auto",
+        penalty: float | str = "auto",
+        class_weights: str = "none",
+        num_folds: int = 5,
+        seed: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.layers = layers
+        self.penalty = penalty
+        self.class_weights = class_weights
+        self.num_folds = num_folds
+        self.seed = seed
+
+    def fit(self, X: Sequence[PictureSource], y: Sequence[Any]) -> ImageClassifier:  # noqa: N803
+        """Choose and fit the head. Raises ConfigError for parameters, DataError that lists all unusable pictures."""
+        settings = make_settings(self.get_params(deep=False))
+        if len(X) != len(y):
+            raise DataError(f"X has {len(X)} pictures and y has {len(y)} labels. Expected one label for each picture.")
+        self.classes_, labels = np.unique(np.asarray(y), return_inverse=True)
+        counts = np.bincount(labels, minlength=len(self.classes_))
+        problems = [
+            f"Class {name!r} has 1 picture. Training needs at least 2 per class."
+            for name, count in zip(self.classes_.tolist(), counts, strict=True)
+            if count < 2
+        ]
+        if len(self.classes_) < 2:
+            problems.append(f"y holds {len(self.classes_)} class. Training needs at least 2.")
+        raise_all(DataError, problems)
+        self._extractor = Extractor(load_backbone(settings.backbone))
+        with FeatureCache() as cache:
+            pictures = self._extract(X, cache)
+            records = [
+                ImageRecord(path=name_source(picture.source, index), label=int(label), sha256=picture.sha256)
+                for index, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+            ]
+            num_classes = len(self.classes_)
+            self.selection_ = fit_head(records, num_classes, self._extractor, cache, settings, lambda *_: None)
+        self.head_ = self.selection_.head
+        return self
+
+    def predict_proba(self, X: Sequence[PictureSource]) -> np.ndarray:  # noqa: N803
+        """float32 (N, K), columns as `classes_`. Raises DataError that lists all unusable pictures."""
+        check_is_fitted(self, "head_")
+        with FeatureCache() as cache:
+            pictures = self._extract(X, cache)
+            return compute_probs(self.head_, [picture.sha256 for picture in pictures], self._extractor, cache)
+
+    def predict(self, X: Sequence[PictureSource]) -> np.ndarray:  # noqa: N803
+        """The most probable class of each picture, (N,)."""
+        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+
+    def _extract(self, X: Sequence[PictureSource], cache: FeatureCache) -> list[Picture]:  # noqa: N803
+        pictures: list[Picture] = []
+        problems: list[str] = []
+        for (index, source), digest in map_bounded(_hash_or_fail, enumerate(X), count_cpus()):
+            if isinstance(digest, ImageError):
+                problems.append(str(digest.at(name_source(source, index))))
+            else:
+                pictures.append(Picture(digest, source))
+        raise_all(DataError, problems)
+        failures = extract_features(pictures, self._extractor, cache).failures
+        raise_all(
+            DataError,
+            [
+                str(failures[picture.sha256].at(name_source(picture.source, index)))
+                for index, picture in enumerate(pictures)
+                if picture.sha256 in failures
+            ],
+        )
+        return pictures
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A session of ONNX Runtime cannot be copied; it is made again from the backbone's name.
+        return {name: value for name, value in super().__getstate__().items() if name != "_extractor"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "head_" in state:
+            self._extractor = Extractor(load_backbone(self.backbone))
+
+
+def _hash_or_fail(item: tuple[int, PictureSource]) -> str | ImageError:
+    try:
+        return hash_source(item[1])
+    except ImageError as error:
+        return error
