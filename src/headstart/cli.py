@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import UTC
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +62,8 @@ def _set_up(
 ) -> None:
     import logging
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    # Our own words only: Pillow logs what it thinks of damaged pictures, and the verdict on them says it better.
+    logging.getLogger("headstart").addHandler(logging.StreamHandler())
 
 
 def _stop(note: str) -> typer.Exit:
@@ -92,7 +94,7 @@ def train(
     Writes SOURCE.onnx and SOURCE.evaluation/ into the current folder. Features are cached by content: a second run,
     also after renaming or relabelling, computes only what is new.
     """
-    from headstart.terminal import make_console, render_report, render_selection, track_progress
+    from headstart.terminal import make_console, print_parts, render_report, render_selection, track_progress
 
     target = output or Path(f"{_name_after(source)}.onnx")
     _check_target(target)
@@ -120,11 +122,7 @@ def train(
     record = classifier.training
     assert record is not None  # train always leaves one
     console = make_console()
-    for part in render_report(record.report):
-        console.print(part)
-    console.print()
-    for part in render_selection(record.selection):
-        console.print(part)
+    print_parts(console, [*render_report(record.report), "", *render_selection(record.selection)])
     written = [target]
     if record.evaluation is not None:
         written.append(_save_evaluation(record, target, classifier.sha256, parquet, time.monotonic() - began))
@@ -139,6 +137,7 @@ def train(
         f"{total:,} pictures, {record.num_forward:,} through the network, {time.monotonic() - began:.1f} s. "
         f"Wrote {' and '.join(show_path(str(path)) for path in written)}",
         markup=False,
+        soft_wrap=True,
     )
 
 
@@ -175,7 +174,7 @@ def _check_target(target: Path) -> None:
 def _save_evaluation(record: Any, target: Path, sha256: str, parquet: bool, seconds: float) -> Path:
     import json
     from dataclasses import asdict
-    from datetime import datetime, timezone
+    from datetime import datetime
 
     from headstart.evaluation import save_evaluation
 
@@ -192,7 +191,7 @@ def _save_evaluation(record: Any, target: Path, sha256: str, parquet: bool, seco
     save_evaluation(record.evaluation, folder, extra=extra, parquet=parquet, seed=record.settings.seed)
     # Apart from the evaluation, so that the same pictures and settings give the same evaluation.json.
     run = {
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
         "num_forward": record.num_forward,
         "version": __version__,
@@ -259,7 +258,7 @@ def evaluate(
     from headstart.parallel import count_cpus
     from headstart.prediction import load
     from headstart.summary import render_summary
-    from headstart.terminal import make_console, render_problems, track_progress
+    from headstart.terminal import make_console, print_parts, render_problems, track_progress
 
     classifier = load(model, allow_unsigned=allow_unsigned)
     try:
@@ -278,14 +277,13 @@ def evaluate(
     console = make_console()
     failed = tuple(Problem(failure.code, failure.reason, failure.path) for failure in failures)
     report = DataReport(dataset, failed)
-    for line in render_problems(report.all_problems):
-        console.print(line)
+    print_parts(console, render_problems(report.all_problems))
     figures = evaluation.compute_figures()
     console.print(render_summary(evaluation, figures))
     if output is not None:
         extra = {"classifier": {"file": model.name, "sha256": classifier.sha256}, "data": report.to_json()}
         save_evaluation(evaluation, output, extra=extra, parquet=parquet)
-        console.print(f"Wrote {show_path(str(output))}", markup=False)
+        console.print(f"Wrote {show_path(str(output))}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -300,15 +298,14 @@ def inspect(
 
     from headstart._files import compute_sha256
     from headstart.artifact import read_artifact
-    from headstart.terminal import make_console, render_metadata
+    from headstart.terminal import make_console, print_parts, render_metadata
 
     metadata, data = read_artifact(model, allow_unsigned=allow_unsigned)
     if as_json:
         print(json.dumps(asdict(metadata), indent=2))
         return
     console = make_console()
-    for part in render_metadata(metadata, len(data), compute_sha256(data)):
-        console.print(part)
+    print_parts(console, render_metadata(metadata, len(data), compute_sha256(data)))
 
 
 @app.command()
@@ -327,7 +324,7 @@ def check(
     from headstart.data_check import check_dataset
     from headstart.dataset import scan_dataset
     from headstart.parallel import count_cpus
-    from headstart.terminal import make_console, render_problems, render_report, track_progress
+    from headstart.terminal import make_console, print_parts, render_problems, render_report, track_progress
 
     entry = CATALOG[DEFAULT_BACKBONE]
     try:
@@ -342,19 +339,17 @@ def check(
         print(json.dumps(report.to_json(), indent=2))
         return
     console = make_console()
-    for part in render_report(report) if not show_all else render_problems(report.all_problems, shown=10**9):
-        console.print(part)
+    print_parts(console, render_problems(report.all_problems, shown=10**9) if show_all else render_report(report))
 
 
 @app.command()
 def backbones() -> None:
     """List the pretrained networks and whether their weights are here."""
     from headstart.backbones.catalog import CATALOG
-    from headstart.terminal import make_console, render_backbones
+    from headstart.terminal import make_console, print_parts, render_backbones
 
     console = make_console()
-    for part in render_backbones(list(CATALOG.values())):
-        console.print(part)
+    print_parts(console, render_backbones(list(CATALOG.values())))
 
 
 @app.command()

@@ -38,9 +38,8 @@ class TrainSettings:
     def _find_problems(self) -> list[str]:
         problems = []
         if self.backbone not in CATALOG:
-            problems.append(
-                f"There is no backbone '{self.backbone}'.{suggest(str(self.backbone), CATALOG)} Known: {', '.join(CATALOG)}."
-            )
+            nearest = suggest(str(self.backbone), CATALOG)
+            problems.append(f"There is no backbone '{self.backbone}'.{nearest} Known: {', '.join(CATALOG)}.")
         if self.layers not in ("auto", "top"):
             problems.append(f"layers is {self.layers!r}. Expected 'auto' or 'top'.")
         if self.penalty != "auto" and not (_is_number(self.penalty) and 0 < float(self.penalty) < 1e6):

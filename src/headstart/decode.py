@@ -359,7 +359,7 @@ def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
     if width <= 0 or height <= 0:
         raise ImageError("damaged", f"the picture is {width} x {height} pixels")
     if width * height > limits.max_pixels:
-        limit = f"{limits.max_pixels / 1e6:g} megapixels, --max-pixels"
+        limit = f"{limits.max_pixels / 1e6:g} megapixels"
         raise ImageError("too-many-pixels", f"{width} x {height} (limit {limit})")
     if max(size) > limits.max_side_px:
         raise ImageError("too-many-pixels", f"{width} x {height} (limit {limits.max_side_px} pixels a side)")

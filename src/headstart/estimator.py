@@ -43,7 +43,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.num_folds = num_folds
         self.seed = seed
 
-    def fit(self, X: Sequence[PictureSource], y: Sequence[Any]) -> ImageClassifier:  # noqa: N803
+    def fit(self, X: Sequence[PictureSource], y: Sequence[Any]) -> ImageClassifier:
         """Choose and fit the head. Raises ConfigError for parameters, DataError that lists all unusable pictures."""
         settings = make_settings(self.get_params(deep=False))
         if len(X) != len(y):
@@ -70,18 +70,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.head_ = self.selection_.head
         return self
 
-    def predict_proba(self, X: Sequence[PictureSource]) -> np.ndarray:  # noqa: N803
+    def predict_proba(self, X: Sequence[PictureSource]) -> np.ndarray:
         """float32 (N, K), columns as `classes_`. Raises DataError that lists all unusable pictures."""
         check_is_fitted(self, "head_")
         with FeatureCache() as cache:
             pictures = self._extract(X, cache)
             return compute_probs(self.head_, [picture.sha256 for picture in pictures], self._extractor, cache)
 
-    def predict(self, X: Sequence[PictureSource]) -> np.ndarray:  # noqa: N803
+    def predict(self, X: Sequence[PictureSource]) -> np.ndarray:
         """The most probable class of each picture, (N,)."""
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
-    def _extract(self, X: Sequence[PictureSource], cache: FeatureCache) -> list[Picture]:  # noqa: N803
+    def _extract(self, X: Sequence[PictureSource], cache: FeatureCache) -> list[Picture]:
         pictures: list[Picture] = []
         problems: list[str] = []
         for (index, source), digest in map_bounded(_hash_or_fail, enumerate(X), count_cpus()):

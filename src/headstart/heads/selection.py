@@ -51,11 +51,13 @@ class CandidateScore:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The fitted head, what it was chosen from, and out-of-fold probabilities float32 (N, K) of all training pictures."""
+    """The fitted head, what it was chosen from, out-of-fold probabilities float32 (N, K) of the training pictures."""
 
     head: LinearHead
     scores: tuple[CandidateScore, ...]
     out_of_fold_probs: np.ndarray
+    top_layer: tuple[PooledLayer, ...]
+    num_folds: int
 
 
 RowReader = Callable[[np.ndarray], np.ndarray]
@@ -80,12 +82,12 @@ def select_head(
     `folds` is int64 (R, N): R ways to divide the pictures, over which a candidate's errors are averaged, because with
     few pictures one way is mostly chance. The final fit uses the first.
 
-    The choice follows two one-standard-error rules (Breiman et al. 1984, 3.4.3) towards the simpler. The top layer under
-    global average pooling, which pretraining made linearly separable, stays unless its errors exceed the best
-    candidate's by more than one standard error; its penalty is the strongest whose errors are within one standard error
-    of its fewest. Otherwise the log loss decides, which uses more of every prediction: of the candidates and penalties
-    within one standard error (of the paired difference) of the least, the one with the fewest features, then with the
-    strongest penalty. Log losses are taken after the best temperature.
+    The choice follows two one-standard-error rules (Breiman et al. 1984, 3.4.3) towards the simpler. The top layer
+    under global average pooling, which pretraining made linearly separable, stays unless its errors exceed the best
+    candidate's by more than one standard error; its penalty is the strongest whose errors are within one standard
+    error of its fewest. Otherwise the log loss decides, which uses more of every prediction: of the candidates and
+    penalties within one standard error (of the paired difference) of the least, the one with the fewest features, then
+    with the strongest penalty. Log losses are taken after the best temperature.
     """
     candidates = list(candidates or list_candidates(layout))
     importance = np.ones(len(labels)) if class_weights is None else class_weights[labels]
@@ -104,7 +106,7 @@ def select_head(
     scores.sort(key=lambda score: (not score.is_finalist, -score.accuracy, score.num_features))
     on_stage("fitting the head")
     head, probs = _fit_final(problem, winner.layers, winner.penalties[penalty])
-    return Selection(head, tuple(scores), probs)
+    return Selection(head, tuple(scores), probs, get_top_layer(layout), len(np.unique(folds[0])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +218,7 @@ def _normalise(weights: np.ndarray) -> np.ndarray:
 
 
 def _compute_calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Cross-entropy (n,) after the best temperature, so that strong penalties are not blamed for timid probabilities."""
+    """Cross-entropy (n,) after the best temperature: strong penalties are not blamed for timid probabilities."""
     scaled = logits / fit_temperature(logits, labels)
     scaled -= scaled.max(axis=1, keepdims=True)
     return np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(labels)), labels]
