@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 
 from headstart._files import compute_sha256, show_path
 from headstart.dataset import ImageDataset, ImageRecord, Problem
-from headstart.decode import (
-    EXTENSIONS,
-    DecodeLimits,
-    ImageFacts,
-    decode_image,
-    extension_matches,
-    read_image_file,
-    sniff_format,
-)
+from headstart.decode import DecodeLimits, ImageFacts, read_image_file
 from headstart.errors import DataError, ImageError, raise_all
+from headstart.formats import EXTENSIONS, extension_matches, refuse_format, sniff_format
 from headstart.parallel import map_bounded
 from headstart.pictures import load_picture
 
@@ -109,8 +102,8 @@ def hash_images(
 def _hash_image(record: ImageRecord, limits: DecodeLimits | None) -> ImageRecord | Problem:
     try:
         data = read_image_file(record.path, limits or DecodeLimits())
-        if sniff_format(data[:1024]) not in EXTENSIONS:
-            decode_image(data)  # refuses by the first bytes; the sentence is the decoder's
+        if (kind := sniff_format(data[:1024])) not in EXTENSIONS:
+            raise refuse_format(kind)
     except ImageError as error:
         return Problem(error.code, error.reason, record.path)
     return replace(record, sha256=compute_sha256(data))

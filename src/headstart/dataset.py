@@ -17,8 +17,8 @@ from numbers import Integral
 from typing import Any, Literal
 
 from headstart._files import show_path
-from headstart.decode import EXTENSIONS, sniff_format
 from headstart.errors import ConfigError, DataError, MissingDependencyError, raise_all, suggest
+from headstart.formats import EXTENSIONS, sniff_format
 
 Severity = Literal["left-out", "warning", "note"]
 
