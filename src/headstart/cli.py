@@ -94,7 +94,14 @@ def train(
     Writes SOURCE.onnx and SOURCE.evaluation/ into the current folder. Features are cached by content: a second run,
     also after renaming or relabelling, computes only what is new.
     """
-    from headstart.terminal import make_console, print_parts, render_report, render_selection, track_progress
+    from headstart.terminal import (
+        make_console,
+        print_parts,
+        render_accuracy,
+        render_report,
+        render_selection,
+        track_progress,
+    )
 
     target = output or Path(f"{_name_after(source)}.onnx")
     _check_target(target)
@@ -129,6 +136,8 @@ def train(
         from headstart.summary import render_summary
 
         console.print(render_summary(record.evaluation))
+        if len(record.evaluations) > 1:
+            print_parts(console, [render_accuracy("The validation part", record.evaluations["validation"]), ""])
     else:
         console.print("\nNot evaluated: no picture was put aside. The cross-validated accuracy stands above.\n")
     classifier.save(target)
@@ -182,6 +191,7 @@ def _save_evaluation(record: Any, target: Path, sha256: str, parquet: bool, seco
     extra = {
         "classifier": {"file": target.name, "sha256": sha256},
         "settings": asdict(record.settings),
+        "parts": {name: part.compute_figures(record.settings.seed) for name, part in record.evaluations.items()},
         "data": record.report.to_json(),
         "candidates": [
             {**asdict(score), "layers": [[pooled.layer, pooled.grid] for pooled in score.layers]}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headstart.backbones.catalog import CatalogEntry
     from headstart.data_check import DataReport
     from headstart.dataset import Problem
+    from headstart.evaluation import Evaluation
     from headstart.heads.selection import Selection
 
 _SHOWN_PER_CODE = 3
@@ -145,6 +146,16 @@ def render_selection(selection: Selection) -> Iterator[RenderableType]:
             "a simpler one stays unless it is worse by more than one standard error.",
             style="dim",
         )
+
+
+def render_accuracy(what: str, evaluation: Evaluation) -> str:
+    """`The validation part: 97.1 % accuracy (between 95.0 and 98.4 at 95 % confidence, 400 pictures)`"""
+    from headstart.stats import format_percent, wilson_interval
+
+    num_correct, count = int(evaluation.correct.sum()), len(evaluation.paths)
+    low, high = (format_percent(frac) for frac in wilson_interval(num_correct, count))
+    value = format_percent(num_correct / count)
+    return f"{what}: {value} % accuracy (between {low} and {high} at 95 % confidence, {count:,} pictures)"
 
 
 def render_metadata(metadata: ArtifactMetadata, num_bytes: int, sha256: str) -> Iterator[RenderableType]:
