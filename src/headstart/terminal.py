@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headstart.heads.selection import Selection
 
 _SHOWN_PER_CODE = 3
+_PICTURE_STAGES = ("reading files", "extracting features", "decoding", "predicting", "comparing")
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -41,31 +42,33 @@ def print_parts(console: Console, parts: Iterable[RenderableType]) -> None:
 @contextmanager
 def track_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """A callback (stage, done, total) drawn as bars with pictures per second and the time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("starting", total=None, rate="")
+        task = bars.add_task("starting", total=None, count="")
         current, began, drawn = "", time.monotonic(), 0.0
 
         def report(stage: str, done: int, total: int) -> None:
-            nonlocal current, began, drawn
+            nonlocal task, current, began, drawn
             now = time.monotonic()
             if stage != current:
                 current, began = stage, now
-                bars.reset(task, description=stage, total=total or None, rate="")
+                bars.remove_task(task)
+                task = bars.add_task(stage, total=total or None, count="")
             elif now - drawn < 0.1 and done != total:
                 return
             drawn = now
-            rate = f"{done / (now - began):,.0f} pictures/s" if done and now - began > 0.5 else ""
-            bars.update(task, completed=done, total=total or None, rate=rate)
+            count = f"{done:,}/{total:,}" if total else ""
+            if stage in _PICTURE_STAGES and done and now - began > 0.5:
+                count += f"  {done / (now - began):,.0f} pictures/s"
+            bars.update(task, completed=done, count=count)
 
         yield report
 

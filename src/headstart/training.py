@@ -159,7 +159,7 @@ def fit_head(
         penalties=PENALTIES if settings.penalty == "auto" else (float(settings.penalty),),
         class_weights=len(labels) / (num_classes * counts) if settings.class_weights == "balanced" else None,
         rng=np.random.default_rng(settings.seed),
-        on_stage=lambda stage: progress(stage, 0, 0),
+        on_progress=progress,
     )
 
 

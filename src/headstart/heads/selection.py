@@ -11,6 +11,7 @@ chosen head alone, so that every training picture has a prediction from a fit th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -75,7 +76,7 @@ def select_head(
     penalties: Sequence[float] = PENALTIES,
     class_weights: np.ndarray | None = None,
     rng: np.random.Generator,
-    on_stage: Callable[[str], None] = lambda stage: None,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Selection:
     """Choose and fit. `labels` int64 (N,); `class_weights` (K,) multiply the pictures' weights.
 
@@ -94,17 +95,17 @@ def select_head(
     problem = _Problem(read_rows, layout, labels, folds, importance, num_classes, rng)
     scores: list[CandidateScore] = []
     if len(candidates) > _FINALISTS:
-        on_stage(f"comparing {len(candidates)} layers and poolings")
-        screened = _cross_validate(problem, candidates, _SCREEN_PENALTIES, _SCREEN_ROWS, _SCREEN_COMPONENTS)
+        step = functools.partial(on_progress, "comparing layers and poolings")
+        screened = _cross_validate(problem, candidates, _SCREEN_PENALTIES, _SCREEN_ROWS, _SCREEN_COMPONENTS, step)
         candidates = _pick_finalists(screened, layout)
         scores = [_score(result, result.best, layout, False) for result in screened if result.layers not in candidates]
-    on_stage(f"choosing among {len(candidates)} with {len(penalties)} penalties")
-    finalists = _cross_validate(problem, candidates, penalties, _CHOICE_ROWS, _MAX_COMPONENTS)
+    step = functools.partial(on_progress, "choosing layers and penalty")
+    finalists = _cross_validate(problem, candidates, penalties, _CHOICE_ROWS, _MAX_COMPONENTS, step)
     winner, penalty = _choose(finalists, layout)
     for result in finalists:
         scores.append(_score(result, penalty if result is winner else result.best, layout, True))
     scores.sort(key=lambda score: (not score.is_finalist, -score.accuracy, score.num_features))
-    on_stage("fitting the head")
+    on_progress("fitting the head", 0, 0)
     head, probs = _fit_final(problem, winner.layers, winner.penalties[penalty])
     return Selection(head, tuple(scores), probs, get_top_layer(layout), len(np.unique(folds[0])))
 
@@ -173,6 +174,7 @@ def _cross_validate(
     penalties: Sequence[float],
     num_rows: int,
     num_components: int,
+    step: Callable[[int, int], None],
 ) -> list[_Result]:
     part = _draw_part(problem, num_rows)
     rows = problem.read_rows(part)
@@ -181,8 +183,9 @@ def _cross_validate(
         block = problem.layout.read_block(rows, pooled)
         projected[pooled] = _fit_projection(block, num_components, problem.rng).apply(block)
     labels = problem.labels[part]
-    results = []
+    results: list[_Result] = []
     for layers in candidates:
+        step(len(results), len(candidates))
         inputs = np.concatenate([projected[pooled] for pooled in layers], axis=1)
         errors = np.zeros((len(penalties), len(part)))
         losses = np.zeros_like(errors)
