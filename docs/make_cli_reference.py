@@ -19,8 +19,9 @@ def make_reference() -> str:
         "",
         "Made from the commands by `make docs`; a test fails when it is stale.",
         "",
-        "Results go to standard output, progress and messages to standard error. Exit codes: 0 done, 1 no picture could",
-        "be predicted or `verify` found disagreement, 2 something in the input has to be mended, 130 stopped by Ctrl-C.",
+        "Results go to standard output, progress and messages to standard error. Exit codes: 0 done; 1 no picture",
+        "could be predicted, or `verify` found disagreement; 2 something in the input has to be mended; 130 stopped",
+        "by Ctrl-C.",
         "",
     ]
     for name, command in _list_commands(root, "headstart"):
