@@ -105,7 +105,7 @@ def time_synthetic() -> dict[str, Any]:
     weights = (~held_out / (~held_out).sum(axis=1, keepdims=True)).astype(np.float32)
 
     began = time.perf_counter()
-    inputs = _fit_projection(rows, _COMPONENTS, rng).apply(rows)
+    inputs = _fit_projection(rows, _COMPONENTS, rng)[1]
     projected = time.perf_counter()
     fits = fit_logistic(
         inputs, labels, np.tile(weights, (len(PENALTIES), 1)), np.repeat(PENALTIES, _FOLDS), _CLASSES
