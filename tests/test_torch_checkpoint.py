@@ -79,7 +79,9 @@ LONGS = Storage("7", np.array([5, -6], dtype="<i8"))
 
 def make_small_file() -> bytes:
     state = OrderedDict(
-        plain=Tensor(FLOATS, 0, (2, 3), (3, 1)), turned=Tensor(FLOATS, 6, (3, 2), (1, 3)), count=Tensor(LONGS, 1, (), ())
+        plain=Tensor(FLOATS, 0, (2, 3), (3, 1)),
+        turned=Tensor(FLOATS, 6, (3, 2), (1, 3)),
+        count=Tensor(LONGS, 1, (), ()),
     )
     return write_checkpoint(state, FLOATS, LONGS)
 
@@ -208,7 +210,7 @@ def test_a_cut_file_is_a_backbone_error(published: bytes) -> None:
 
 def test_flipped_bits_are_read_or_refused_and_raise_nothing_else(published: bytes) -> None:
     small, num_refused = make_small_file(), 0
-    for place in range(8 * len(small)):
+    for place in range(0, 8 * len(small), 3):  # of every byte two or three bits
         damaged = bytearray(small)
         damaged[place // 8] ^= 1 << place % 8
         try:
@@ -216,7 +218,7 @@ def test_flipped_bits_are_read_or_refused_and_raise_nothing_else(published: byte
             assert all(isinstance(values, np.ndarray) for values in tensors.values())
         except BackboneError:
             num_refused += 1
-    assert num_refused > 500
+    assert num_refused > 200
     rng = random.Random(6)
     for _ in range(50):
         damaged = bytearray(published)
