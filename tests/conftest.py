@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from headstart.backbones.catalog import Backbone, load_backbone
+from headstart.features import Extractor
+
 SHARED_DATA = Path(os.environ.get("HEADSTART_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -15,6 +18,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("HEADSTART_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    return load_backbone()
+
+
+@pytest.fixture(scope="session")
+def extractor(backbone: Backbone) -> Extractor:
+    return Extractor(backbone, num_threads=2)
 
 
 def _collection(name: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE
@@ -33,39 +33,36 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        raise_all(ConfigError, self._find_problems())
-
-    def _find_problems(self) -> list[str]:
-        problems = []
-        if self.backbone not in CATALOG:
-            nearest = suggest(str(self.backbone), CATALOG)
-            problems.append(f"There is no backbone '{self.backbone}'.{nearest} Known: {', '.join(CATALOG)}.")
-        if self.layers not in ("auto", "top"):
-            problems.append(f"layers is {self.layers!r}. Expected 'auto' or 'top'.")
-        if self.penalty != "auto" and not (_is_number(self.penalty) and 0 < float(self.penalty) < 1e6):
-            problems.append(f"penalty is {self.penalty!r}. Expected 'auto' or a number above 0, such as 0.1.")
-        if self.class_weights not in ("none", "balanced"):
-            problems.append(f"class_weights is {self.class_weights!r}. Expected 'none' or 'balanced'.")
-        if not (_is_number(self.test_frac) and 0 <= self.test_frac < 1):
-            problems.append(f"test_frac is {self.test_frac!r}. Expected a share from 0 to below 1, such as 0.2.")
-        if not (type(self.num_folds) is int and 2 <= self.num_folds <= 20):
-            problems.append(f"num_folds is {self.num_folds!r}. Expected a whole number from 2 to 20.")
-        if not (type(self.seed) is int and 0 <= self.seed < 2**32):
-            problems.append(f"seed is {self.seed!r}. Expected a whole number from 0 to 4294967295.")
-        return problems
+        raise_all(ConfigError, _find_problems(asdict(self)))
 
 
 def make_settings(values: Mapping[str, Any]) -> TrainSettings:
     """Settings from keyword arguments. Raises ConfigError that names every unknown or wrong one."""
-    known = [field.name for field in fields(TrainSettings)]
-    unknown = [f"There is no setting '{name}'.{suggest(name, known)}" for name in values if name not in known]
-    try:
-        settings = TrainSettings(**{name: value for name, value in values.items() if name in known})
-    except ConfigError as error:
-        raise_all(ConfigError, [*unknown, str(error)])
-        raise
-    raise_all(ConfigError, unknown)
-    return settings
+    defaults = {field.name: field.default for field in fields(TrainSettings)}
+    unknown = [f"There is no setting '{name}'.{suggest(name, defaults)}" for name in values if name not in defaults]
+    raise_all(ConfigError, [*unknown, *_find_problems({**defaults, **values})])
+    return TrainSettings(**values)
+
+
+def _find_problems(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    backbone, penalty, test_frac = values["backbone"], values["penalty"], values["test_frac"]
+    if backbone not in list(CATALOG):
+        nearest = suggest(str(backbone), CATALOG)
+        problems.append(f"There is no backbone '{backbone}'.{nearest} Known: {', '.join(CATALOG)}.")
+    if values["layers"] not in ("auto", "top"):
+        problems.append(f"layers is {values['layers']!r}. Expected 'auto' or 'top'.")
+    if penalty != "auto" and not (_is_number(penalty) and 0 < penalty < 1e6):
+        problems.append(f"penalty is {penalty!r}. Expected 'auto' or a number above 0, such as 0.1.")
+    if values["class_weights"] not in ("none", "balanced"):
+        problems.append(f"class_weights is {values['class_weights']!r}. Expected 'none' or 'balanced'.")
+    if not (_is_number(test_frac) and 0 <= test_frac < 1):
+        problems.append(f"test_frac is {test_frac!r}. Expected a share from 0 to below 1, such as 0.2.")
+    if not (type(values["num_folds"]) is int and 2 <= values["num_folds"] <= 20):
+        problems.append(f"num_folds is {values['num_folds']!r}. Expected a whole number from 2 to 20.")
+    if not (type(values["seed"]) is int and 0 <= values["seed"] < 2**32):
+        problems.append(f"seed is {values['seed']!r}. Expected a whole number from 0 to 4294967295.")
+    return problems
 
 
 def _is_number(value: object) -> bool:

@@ -2,7 +2,7 @@
 
 One SQLite file, addressed by content: neither path nor label is in a key, so moving, renaming or relabelling a picture
 costs nothing. A kill at any moment loses at most what was not yet committed. Every row carries a checksum; a row that
-fails it counts as missing and is computed again.
+fails it counts as missing and is computed again. A file that SQLite finds damaged is deleted and begun anew.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import re
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from headstart._files import get_cache_folder
 from headstart.errors import ConfigError, HeadstartError
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 DEFAULT_LIMIT_BYTES = 10 * 10**9
 _SCHEMA = """
@@ -75,28 +77,53 @@ class FeatureCache:
     def __init__(self) -> None:
         self.path = get_cache_file()
         self.limit_bytes = parse_size(os.environ.get("HEADSTART_CACHE_LIMIT", f"{DEFAULT_LIMIT_BYTES}B"))
+        self._recipes: dict[int, tuple[str, str]] = {}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.connection = self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise self._explain(error) from error
-            # Damaged: everything in it can be computed again.
-            logger.warning("The feature cache %s is damaged (%s) and is begun anew.", self.path, error)
-            clear_cache()
-            self.connection = self._open()
-        except OSError as error:
+            try:
+                self.connection = self._open()
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                self._begin_anew(error)
+        except (sqlite3.DatabaseError, OSError) as error:
             raise self._explain(error) from error
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-        # Rows of about 20 kB fit into a page; the write-ahead log makes commits cheap and safe against a kill.
-        connection.execute("PRAGMA page_size = 32768")
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.executescript(_SCHEMA)
+        try:
+            # Rows of about 20 kB fit into a page; the write-ahead log makes commits cheap and safe against a kill.
+            connection.execute("PRAGMA page_size = 32768")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executescript(_SCHEMA)
+        except sqlite3.DatabaseError:
+            connection.close()
+            raise
         return connection
+
+    def _begin_anew(self, error: sqlite3.DatabaseError) -> None:
+        """Everything in a damaged file can be computed again. Recipes keep their numbers, which callers hold."""
+        logger.warning("The feature cache %s is damaged (%s) and is begun anew.", self.path, error)
+        clear_cache()
+        self.connection = self._open()
+        rows = [(number, *recipe) for number, recipe in self._recipes.items()]
+        self.connection.executemany("INSERT INTO recipes (id, key, name) VALUES (?, ?, ?)", rows)
+
+    def _attempt(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns. Where it meets damage, the cache is begun anew and the work done on the empty one."""
+        try:
+            try:
+                return work()
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                self.connection.close()
+                self._begin_anew(error)
+                return work()
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise self._explain(error) from error
 
     def _explain(self, error: Exception) -> HeadstartError:
         return HeadstartError(
@@ -108,27 +135,40 @@ class FeatureCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.evict()
-        self.connection.close()
+        try:
+            self.evict()
+        finally:
+            self.connection.close()
 
     def get_recipe(self, key: str, name: str) -> int:
         """The number under which the rows of a recipe are kept; `key` holds everything that changes a feature."""
-        self.connection.execute("INSERT OR IGNORE INTO recipes (key, name) VALUES (?, ?)", (key, name))
-        return int(self.connection.execute("SELECT id FROM recipes WHERE key = ?", (key,)).fetchone()[0])
+
+        def find() -> int:
+            self.connection.execute("INSERT OR IGNORE INTO recipes (key, name) VALUES (?, ?)", (key, name))
+            return int(self.connection.execute("SELECT id FROM recipes WHERE key = ?", (key,)).fetchone()[0])
+
+        number = self._attempt(find)
+        self._recipes[number] = (key, name)
+        return number
 
     def find_features(self, recipe: int, pictures: Iterable[str]) -> set[str]:
         """Those of `pictures` (SHA-256 in hex) that have a sound row; marks the rows as used today."""
+        keys = list(pictures)
+        return self._attempt(lambda: self._find_features(recipe, keys))
+
+    def _find_features(self, recipe: int, pictures: Sequence[str]) -> set[str]:
         found: set[str] = set()
         now = int(time.time())
         for keys in _batched(pictures):
             marks = ",".join("?" * len(keys))
             rows = self.connection.execute(
-                f"SELECT id, picture, used_s, checksum, data FROM features WHERE recipe = ? AND picture IN ({marks})",
+                "SELECT id, picture, used_s, checksum, CAST(data AS BLOB) FROM features "
+                f"WHERE recipe = ? AND picture IN ({marks})",
                 (recipe, *keys),
             )
             stale = []
             for row, picture, used_s, checksum, data in rows:
-                if zlib.crc32(data) == checksum:
+                if zlib.crc32(picture + data) == checksum and picture in keys:
                     found.add(picture.hex())
                     if now - used_s > _DAY_S:
                         stale.append((now, row))
@@ -137,22 +177,24 @@ class FeatureCache:
         return found
 
     def read_features(self, recipe: int, pictures: Sequence[str]) -> np.ndarray:
-        """float16 (N, D), one row for each of `pictures`, all of which must be there."""
+        """float16 (N, D), one row for each of `pictures`, all of which must be there. Raises HeadstartError."""
+        return self._attempt(lambda: self._read_features(recipe, pictures))
+
+    def _read_features(self, recipe: int, pictures: Sequence[str]) -> np.ndarray:
         matrix: np.ndarray | None = None
         positions: dict[bytes, list[int]] = {}
         for index, picture in enumerate(pictures):
             positions.setdefault(bytes.fromhex(picture), []).append(index)
-        filled = 0
-        for keys in _batched(picture.hex() for picture in positions):
+        for keys in _batched([picture.hex() for picture in positions]):
             marks = ",".join("?" * len(keys))
             query = f"SELECT picture, data FROM features WHERE recipe = ? AND picture IN ({marks})"
             for picture, data in self.connection.execute(query, (recipe, *keys)):
                 values = np.frombuffer(data, np.float16)
                 if matrix is None:
                     matrix = np.empty((len(pictures), len(values)), np.float16)
-                matrix[positions[picture]] = values
-                filled += len(positions[picture])
-        if matrix is None or filled < len(pictures):
+                rows = positions.pop(picture, [])
+                matrix[rows] = values
+        if matrix is None or positions:
             raise HeadstartError("Features vanished from the cache while they were in use. Run the command again.")
         return matrix
 
@@ -161,52 +203,65 @@ class FeatureCache:
         now = int(time.time())
         values = []
         for picture, features in rows:
-            data = features.tobytes()
-            values.append((recipe, bytes.fromhex(picture), now, zlib.crc32(data), data))
-        self._write(
+            key, data = bytes.fromhex(picture), features.tobytes()
+            values.append((recipe, key, now, zlib.crc32(key + data), data))
+        self._insert(
             "INSERT OR REPLACE INTO features (recipe, picture, used_s, checksum, data) VALUES (?, ?, ?, ?, ?)", values
         )
 
     def read_facts(self, decoder: int, pictures: Iterable[str]) -> dict[str, str]:
         """The JSON kept about each of `pictures` that has some."""
+        keys = list(pictures)
+        return self._attempt(lambda: self._read_facts(decoder, keys))
+
+    def _read_facts(self, decoder: int, pictures: Sequence[str]) -> dict[str, str]:
         found = {}
         for keys in _batched(pictures):
             marks = ",".join("?" * len(keys))
-            query = f"SELECT picture, json FROM facts WHERE decoder = ? AND picture IN ({marks})"
-            found.update({row[0].hex(): row[1] for row in self.connection.execute(query, (decoder, *keys))})
+            query = f"SELECT picture, CAST(json AS BLOB) FROM facts WHERE decoder = ? AND picture IN ({marks})"
+            for picture, data in self.connection.execute(query, (decoder, *keys)):
+                if data[:8] == b"%08x" % zlib.crc32(data[8:]):
+                    found[picture.hex()] = data[8:].decode()
         return found
 
     def add_facts(self, decoder: int, rows: Sequence[tuple[str, str]]) -> None:
-        values = [(bytes.fromhex(picture), decoder, text) for picture, text in rows]
-        self._write("INSERT OR REPLACE INTO facts (picture, decoder, json) VALUES (?, ?, ?)", values)
+        """Keep the JSON about pictures by SHA-256, its checksum before it; one commit."""
+        values = [(bytes.fromhex(picture), decoder, f"{zlib.crc32(text.encode()):08x}{text}") for picture, text in rows]
+        self._insert("INSERT OR REPLACE INTO facts (picture, decoder, json) VALUES (?, ?, ?)", values)
+
+    def _insert(self, statement: str, values: Sequence[tuple[object, ...]]) -> None:
+        self._attempt(lambda: self._write(statement, values))
 
     def _write(self, statement: str, values: Sequence[tuple[object, ...]]) -> None:
         try:
             self.connection.execute("BEGIN IMMEDIATE")
             self.connection.executemany(statement, values)
             self.connection.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
+        except BaseException:  # an interrupt too: the next write begins its own transaction
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
-            raise self._explain(error) from error
+            raise
 
     def measure_usage(self) -> list[CacheUsage]:
-        rows = self.connection.execute(
+        query = (
             "SELECT name, COUNT(*), SUM(LENGTH(data)) FROM features JOIN recipes ON recipes.id = recipe "
             "GROUP BY recipe ORDER BY name, recipe"
         )
-        return [CacheUsage(*row) for row in rows]
+        return [CacheUsage(*row) for row in self._attempt(lambda: self.connection.execute(query).fetchall())]
 
     def measure_size(self) -> int:
         """Bytes in use inside the file."""
-        pages, free, size = (
-            self.connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        return int((pages - free) * size)
+
+        def read(name: str) -> int:
+            return int(self.connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+        return self._attempt(lambda: (read("page_count") - read("freelist_count")) * read("page_size"))
 
     def evict(self) -> int:
         """Delete the least recently used rows until the cache is a tenth below its limit; returns how many."""
+        return self._attempt(self._evict)
+
+    def _evict(self) -> int:
         deleted = 0
         if self.measure_size() <= self.limit_bytes:
             return 0
@@ -217,7 +272,7 @@ class FeatureCache:
             if not count:
                 break
             deleted += count
-        self.connection.execute("PRAGMA incremental_vacuum").fetchall()
+        self.connection.executescript("PRAGMA incremental_vacuum")  # execute would free one page only
         logger.info("The feature cache was over its limit: %d rows were deleted.", deleted)
         return deleted
 
@@ -231,3 +286,9 @@ def _batched(pictures: Iterable[str]) -> Iterator[list[bytes]]:
             batch = []
     if batch:
         yield batch
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether the file is to blame, and not a lock, a full disk or permissions."""
+    primary_code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return primary_code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

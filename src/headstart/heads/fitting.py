@@ -4,7 +4,8 @@ For problem b, with weights w summing to 1 over its rows, the minimised objectiv
 
     sum_i w_bi * cross_entropy(x_i W_b + c_b, y_i)  +  penalty_b / 2 * ||W_b||^2        (the intercept is free)
 
-which is scikit-learn's with C = 1 / (penalty * number of rows). Folds and penalties of a cross-validation share the
+which is scikit-learn's with C = 1 / (penalty * number of rows), twice that for two classes, where scikit-learn fits one
+vector instead of two. Folds and penalties of a cross-validation share the
 rows x, so all of them are solved together: one pass over the rows serves every problem, and what would be bound by
 memory becomes a few large matrix products. The method is L-BFGS (Liu and Nocedal 1989) with one history a problem, in
 coordinates scaled by the curvature at the start; on principal components that takes 10 to 30 iterations.
