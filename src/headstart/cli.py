@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headstart import __version__
 from headstart._files import show_path, write_atomic
-from headstart.errors import ConfigError, HeadstartError
+from headstart.errors import ConfigError, HeadstartError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from headstart.dataset import Problem
 
 app = typer.Typer(
     name="headstart",
@@ -41,11 +49,43 @@ ParquetOption = Annotated[bool, typer.Option("--parquet", help="Write the rows a
 
 def main() -> None:
     """Entry point: errors that a user can mend become one message and exit code 2."""
+    _prepare_output()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
     except HeadstartError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        _discard_output()
+        sys.exit(1)
+    except OSError as error:
+        where = show_path(str(error.filename)) if error.filename else "standard output"
+        print(
+            f"Error: {where} cannot be used: {error.strerror or error}. Check the disk and permissions.",
+            file=sys.stderr,
+        )
+        _discard_output()
+        sys.exit(2)
+
+
+def _prepare_output() -> None:
+    """Streams that take any text: what the terminal cannot show is escaped, and a closed stream swallows it."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """What is still buffered would fail again, loudly, at exit."""
+    with suppress(OSError):
+        sys.stdout.close()
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _show_version(wanted: bool) -> None:
@@ -105,6 +145,7 @@ def train(
 
     target = output or Path(f"{_name_after(source)}.onnx")
     _check_target(target)
+    _check_evaluation_folder(_name_evaluation(target), parquet)
     from headstart.training import train as train_classifier
 
     began = time.monotonic()
@@ -128,11 +169,14 @@ def train(
         raise _stop("The features computed so far are kept; the same command continues.") from None
     record = classifier.training
     assert record is not None  # train always leaves one
-    console = make_console()
-    print_parts(console, [*render_report(record.report), "", *render_selection(record.selection)])
+    # Files first: what is printed may go to a pipe that closes.
+    classifier.save(target)
     written = [target]
     if record.evaluation is not None:
         written.append(_save_evaluation(record, target, classifier.sha256, parquet, time.monotonic() - began))
+    console = make_console()
+    print_parts(console, [*render_report(record.report), "", *render_selection(record.selection)])
+    if record.evaluation is not None:
         from headstart.summary import render_summary
 
         console.print(render_summary(record.evaluation))
@@ -140,7 +184,6 @@ def train(
             print_parts(console, [render_accuracy("The validation part", record.evaluations["validation"]), ""])
     else:
         console.print("\nNot evaluated: no picture was put aside. The cross-validated accuracy stands above.\n")
-    classifier.save(target)
     total = len(record.report.dataset.records)
     console.print(
         f"{total:,} pictures, {record.num_forward:,} through the network, {time.monotonic() - began:.1f} s. "
@@ -167,17 +210,40 @@ def _check_target(target: Path) -> None:
     from headstart.artifact import read_artifact
 
     if target.suffix != ".onnx":
-        raise ConfigError(f"--output is {target}. Expected a name that ends in .onnx.")
-    if not target.parent.is_dir():
-        raise ConfigError(f"The folder {target.parent} does not exist. Make it first, or choose another --output.")
+        raise ConfigError(f"--output is {show_path(str(target))}. Expected a name that ends in .onnx.")
+    _check_folder_of(target)
     if target.exists():
         try:
             read_artifact(target)
         except HeadstartError as error:
             raise ConfigError(
-                f"{target} exists and is not a classifier of headstart, so it is not replaced. "
+                f"{show_path(str(target))} exists and is not a classifier of headstart, so it is not replaced. "
                 f"Choose another --output. ({error})"
             ) from None
+
+
+def _check_folder_of(target: Path) -> None:
+    shown = show_path(str(target.parent))
+    if not target.parent.is_dir():
+        raise ConfigError(f"The folder {shown} does not exist. Make it first, or choose another --output.")
+    if not os.access(target.parent, os.W_OK):
+        raise ConfigError(f"The folder {shown} cannot be written to. Choose another --output.")
+
+
+def _name_evaluation(target: Path) -> Path:
+    return target.with_suffix(".evaluation")
+
+
+def _check_evaluation_folder(folder: Path, parquet: bool) -> None:
+    """Before any work: a folder that is not an evaluation is never written to. Raises HeadstartError."""
+    from headstart.evaluation import _find_own_files
+
+    _find_own_files(folder)
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"The folder {show_path(str(folder))} cannot be made or written to. Choose another --output.")
+    if parquet and find_spec("pyarrow") is None:
+        raise MissingDependencyError("--parquet needs pyarrow. Install it with: pip install 'headstart[parquet]'")
 
 
 def _save_evaluation(record: Any, target: Path, sha256: str, parquet: bool, seconds: float) -> Path:
@@ -187,7 +253,7 @@ def _save_evaluation(record: Any, target: Path, sha256: str, parquet: bool, seco
 
     from headstart.evaluation import save_evaluation
 
-    folder = target.with_suffix(".evaluation")
+    folder = _name_evaluation(target)
     extra = {
         "classifier": {"file": target.name, "sha256": sha256},
         "settings": asdict(record.settings),
@@ -225,26 +291,44 @@ def predict(
     from headstart.predictions_output import FORMATS, write_predictions
 
     if format not in FORMATS:
-        raise ConfigError(f"--format is {format}. Expected one of {', '.join(FORMATS)}.")
+        raise ConfigError(f"--format is {show_path(format)}. Expected one of {', '.join(FORMATS)}.")
     if format == "parquet" and output is None:
-        raise ConfigError("--format parquet needs --output: it is not for a screen.")
+        raise ConfigError("--format parquet needs --output FILE: it is not for a screen.")
+    if output is not None:
+        _check_folder_of(output)
+        if output.is_dir():
+            raise ConfigError(f"--output {show_path(str(output))} is a folder. Name a file to write.")
     from headstart.dataset import list_images
 
     paths, problems = list_images(pictures, follow_links=follow_links)
+    if output is not None and output.exists():
+        for path in (str(model), *paths):
+            if os.path.exists(path) and os.path.samefile(path, output):
+                raise ConfigError(
+                    f"--output {show_path(path)} is also an input, and is not replaced. Name another file."
+                )
     classifier = load(model, allow_unsigned=allow_unsigned)
-    for problem in problems:
-        print(f"{show_path(problem.path or '')}: {problem.code}: {problem.message}", file=sys.stderr)
+    _print_passed_over(problems)
     try:
         num_failed = write_predictions(classifier, paths, format, output, top)
     except KeyboardInterrupt:
         raise _stop("Nothing was written." if output else "") from None
     if num_failed:
         print(
-            f"{len(paths):,} pictures = {len(paths) - num_failed:,} predicted + {num_failed:,} not usable",
+            f"{_count_pictures(len(paths))} = {len(paths) - num_failed:,} predicted + {num_failed:,} not usable",
             file=sys.stderr,
         )
     if num_failed == len(paths):
         raise typer.Exit(1)
+
+
+def _print_passed_over(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        print(f"{show_path(problem.path or '')}: {problem.code}: {problem.message}", file=sys.stderr)
+
+
+def _count_pictures(count: int) -> str:
+    return f"{count:,} {'picture' if count == 1 else 'pictures'}"
 
 
 @app.command()
@@ -262,6 +346,8 @@ def evaluate(
     allow_unsigned: UnsignedOption = False,
 ) -> None:
     """Measure a classifier on labelled pictures: one row per picture, every figure with its interval."""
+    from dataclasses import replace
+
     from headstart.data_check import DataReport, hash_images
     from headstart.dataset import Problem, scan_dataset
     from headstart.evaluation import save_evaluation
@@ -270,6 +356,8 @@ def evaluate(
     from headstart.summary import render_summary
     from headstart.terminal import make_console, print_parts, render_problems, track_progress
 
+    if output is not None:
+        _check_evaluation_folder(output, parquet)
     classifier = load(model, allow_unsigned=allow_unsigned)
     try:
         with track_progress(make_console(stderr=True)) as progress:
@@ -285,8 +373,14 @@ def evaluate(
     except KeyboardInterrupt:
         raise _stop("Nothing was written.") from None
     console = make_console()
-    failed = tuple(Problem(failure.code, failure.reason, failure.path) for failure in failures)
-    report = DataReport(dataset, failed)
+    failed = {failure.path for failure in failures}
+    report = DataReport(
+        replace(
+            dataset,
+            records=tuple(record for record in dataset.records if record.path not in failed),
+            problems=(*dataset.problems, *(Problem(f.code, f.reason, f.path) for f in failures)),
+        )
+    )
     print_parts(console, render_problems(report.all_problems))
     figures = evaluation.compute_figures()
     console.print(render_summary(evaluation, figures))
@@ -373,7 +467,8 @@ def verify(
     from headstart.terminal import make_console, track_progress
     from headstart.verification import verify_classifier
 
-    paths, _ = list_images(pictures)
+    paths, problems = list_images(pictures)
+    _print_passed_over(problems)
     try:
         with track_progress(make_console(stderr=True)) as progress:
             agreement = verify_classifier(
@@ -384,7 +479,11 @@ def verify(
             )
     except KeyboardInterrupt:
         raise _stop("") from None
-    print(f"{agreement.num_images:,} pictures compared, {len(agreement.left_out):,} cannot be decoded")
+    for failure in agreement.left_out:
+        print(f"{show_path(failure.path or '')}: {failure.code}: {failure.reason}", file=sys.stderr)
+    print(f"{_count_pictures(agreement.num_images)} compared, {len(agreement.left_out):,} cannot be decoded")
+    if not agreement.num_images:
+        raise typer.Exit(1)
     print(f"same class: {agreement.num_same_class:,} of {agreement.num_images:,}")
     print(f"largest difference of a probability: {agreement.worst_difference:.2e} at {show_path(agreement.worst_path)}")
     if agreement.num_reduced:
@@ -392,7 +491,7 @@ def verify(
             f"{agreement.num_reduced:,} large JPEGs are decoded at a reduced scale; "
             f"against full scale the largest difference is {agreement.worst_reduced:.2e}"
         )
-    if not agreement.num_images or agreement.num_same_class < 0.999 * agreement.num_images:
+    if agreement.num_same_class < 0.999 * agreement.num_images:
         raise typer.Exit(1)
 
 

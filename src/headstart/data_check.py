@@ -150,10 +150,11 @@ def check_classes(dataset: ImageDataset, min_per_class: int = 2) -> list[Problem
         if record.split in (None, "train"):
             trained[record.label].append(record.path)
     has_splits = any(record.split for record in dataset.records)
+    is_any_left_out = any(problem.severity == "left-out" for problem in dataset.problems)
     raise_all(
         DataError,
         (
-            _say_class_too_small(name, paths, min_per_class, has_splits)
+            _say_class_too_small(name, paths, min_per_class, has_splits, is_any_left_out)
             for name, paths in zip(dataset.classes, trained, strict=True)
             if len(paths) < min_per_class
         ),
@@ -177,12 +178,15 @@ def check_classes(dataset: ImageDataset, min_per_class: int = 2) -> list[Problem
     return problems
 
 
-def _say_class_too_small(name: str, paths: Sequence[str], min_per_class: int, has_splits: bool) -> str:
+def _say_class_too_small(
+    name: str, paths: Sequence[str], min_per_class: int, has_splits: bool, is_any_left_out: bool
+) -> str:
     count = f"{len(paths)}{' training' if has_splits else ''} {'picture' if len(paths) == 1 else 'pictures'}"
     where = f", in {show_path(os.path.commonpath([os.path.dirname(path) for path in paths]) or '.')}" if paths else ""
+    why = " (headstart check lists what was left out, and why)" if is_any_left_out else ""
     return (
-        f"Class '{name}' has {count if paths else 'no ' + count[2:] + ' that can be used'}{where}. Training needs at "
-        f"least {min_per_class} per class. Add pictures, or leave it out with --exclude {shlex.quote(name)}."
+        f"Class '{name}' has {count if paths else 'no ' + count[2:] + ' that can be used'}{where}{why}. Training needs "
+        f"at least {min_per_class} per class. Add pictures, or leave it out with --exclude {shlex.quote(name)}."
     )
 
 

@@ -526,12 +526,14 @@ def _rows_from_csv(path: str) -> list[_Row]:
             if num_header is None:
                 num_header = len(cells)
             elif len(cells) != num_header:
-                bad.append(f"line {first_line}: {len(cells)} fields, the header has {num_header}")
+                fields = "1 field" if len(cells) == 1 else f"{len(cells)} fields"
+                bad.append(f"line {first_line}: {fields}, the header has {num_header}")
             else:
                 values = {role: cells[index].strip() or None for role, index in columns.items()}
                 rows.append(_Row(f"line {first_line}", **values))
     except csv.Error as error:
-        bad.append(f"line {line}: {error}")
+        cause = "a quote is opened and never closed" if "unexpected end" in str(error) else str(error)
+        bad.append(f"line {line}: {cause}")
     _raise_bad_rows(shown, bad)
     return rows
 
@@ -550,7 +552,9 @@ def _rows_from_parquet(path: str) -> list[_Row]:
         columns = _require_columns(names, shown)
         table = pq.read_table(path, columns=[names[index] for index in columns.values()])
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{shown} is not a Parquet file that can be read: {error}") from None
+        raise DataError(
+            f"{shown} is not a Parquet file that can be read ({error}). Write it again, or give a CSV file."
+        ) from None
     cells = {role: table.column(names[index]).to_pylist() for role, index in columns.items()}
     return [
         _Row(f"row {number}", **dict(zip(cells, values, strict=True)))
@@ -684,13 +688,13 @@ def _assemble(source: str, draft: _Draft, exclude: Sequence[str]) -> ImageDatase
     raise_all(
         ConfigError,
         (
-            f"There is no class '{name}' to exclude.{suggest(name, sorted(all_names | empty_names))}"
+            f"There is no class '{show_path(name)}' to exclude.{suggest(name, sorted(all_names | empty_names))}"
             for name in exclude
             if name not in all_names | empty_names
         ),
     )
     problems += [
-        Problem("excluded", f"the class '{item.class_name}' is excluded", item.path)
+        Problem("excluded", f"the class '{show_path(item.class_name)}' is excluded", item.path)
         for item in draft.items
         if item.class_name in exclude
     ]
@@ -771,7 +775,7 @@ def _say_too_few_classes(source: str, draft: _Draft, items: Sequence[_Item], exc
     counts = Counter(item.class_name for item in items)
     seen = [f"class '{name}' with {_say_pictures(count)}" for name, count in sorted(counts.items())]
     seen += [f"empty folder {show_path(folder)}" for folder in draft.empty_folders]
-    seen += [f"excluded class '{name}'" for name in exclude]
+    seen += [f"excluded class '{show_path(name)}'" for name in exclude]
     left_out = Counter(problem.code for problem in draft.problems if problem.severity == "left-out")
     seen += [f"{_say_pictures(count)} left out ({code})" for code, count in sorted(left_out.items())]
     seen += [f"{count} {kind}" for kind, count in sorted(draft.ignored.items())]

@@ -82,6 +82,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
     def _extract(self, X: Sequence[PictureSource], cache: FeatureCache) -> list[Picture]:
+        if not len(X):
+            raise DataError("X holds no picture. Expected at least 1.")
         pictures: list[Picture] = []
         problems: list[str] = []
         for (index, source), digest in map_bounded(_hash_or_fail, enumerate(X), count_cpus()):

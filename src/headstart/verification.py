@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -48,7 +49,8 @@ def verify_classifier(
     classifier = load(path, allow_unsigned=allow_unsigned)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    # Its bytes, because ONNX Runtime opens only paths that are UTF-8.
+    session = onnxruntime.InferenceSession(Path(path).read_bytes(), options, providers=["CPUExecutionProvider"])
     size = classifier.metadata.preprocess.get("input_size_px")
     num_images = num_same = num_reduced = 0
     worst, worst_path, worst_reduced = 0.0, "", 0.0
