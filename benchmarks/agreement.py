@@ -35,6 +35,8 @@ def main() -> None:
             "same_class_frac": agreement.num_same_class / max(agreement.num_images, 1),
             "largest_difference_of_a_probability": round_figure(agreement.worst_difference),
             "seen_on": os.path.basename(agreement.worst_path),
+            "decoded_at_reduced_scale": agreement.num_reduced,
+            "largest_difference_there_to_full_scale": round_figure(agreement.worst_reduced),
         }
     )
 

@@ -236,9 +236,9 @@ def _name_evaluation(target: Path) -> Path:
 
 def _check_evaluation_folder(folder: Path, parquet: bool) -> None:
     """Before any work: a folder that is not an evaluation is never written to. Raises HeadstartError."""
-    from headstart.evaluation import _find_own_files
+    from headstart.evaluation import find_own_files
 
-    _find_own_files(folder)
+    find_own_files(folder)
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"The folder {show_path(str(folder))} cannot be made or written to. Choose another --output.")

@@ -31,6 +31,7 @@ from PIL import (
     features,
 )
 
+from headstart._files import say_os_error
 from headstart.errors import ImageError
 from headstart.formats import refuse_format, sniff_format
 
@@ -160,8 +161,7 @@ def read_image_file(path: str | os.PathLike[str], limits: DecodeLimits = DEFAULT
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         if os.path.islink(name) and not os.path.exists(name):
             raise ImageError("broken-link", "the link leads to nothing", name) from None
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError("unreadable", reason[:1].lower() + reason[1:], name) from None
+        raise ImageError("unreadable", say_os_error(error), name) from None
     if len(data) != before.st_size or (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
         raise ImageError("changed-while-reading", "the file changed while it was read (run again)", name)
     return data
