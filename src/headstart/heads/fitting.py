@@ -102,7 +102,7 @@ def _evaluate(
     num_rows, num_columns = rows.shape
     num_problems, _, num_classes = params.shape
     coefs = params / scale
-    flat = np.ascontiguousarray(coefs[:, :-1].transpose(1, 0, 2)).reshape(num_columns, -1)
+    flat = np.ascontiguousarray(coefs[:, :-1].transpose(1, 0, 2)).reshape(num_columns, num_problems * num_classes)
     logits = (rows @ flat).reshape(num_rows, num_problems, num_classes)
     logits += coefs[:, -1]
     logits -= logits.max(axis=2, keepdims=True)
