@@ -91,5 +91,5 @@ def test_all_problems_come_at_once() -> None:
         "  layers is 'x'. Expected 'auto' or 'top'.\n"
         "  seed is -1. Expected a whole number from 0 to 4294967295."
     )
-    with pytest.raises(ConfigError, match="^2 problems:\n  num_folds is 0.*\n  seed is -1"):
+    with pytest.raises(ConfigError, match=r"^2 problems:\n  num_folds is 0.*\n  seed is -1"):
         TrainSettings(num_folds=0, seed=-1)
