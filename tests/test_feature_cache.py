@@ -6,11 +6,12 @@ import hashlib
 import logging
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +262,20 @@ def test_a_full_disk_is_told() -> None:
         assert cache.find_features(recipe, KEYS) == set(KEYS[:5])
 
 
+def test_an_interrupt_while_writing_leaves_no_transaction_behind() -> None:
+    def interrupt() -> Iterator[tuple[object, ...]]:
+        yield (bytes.fromhex(KEYS[0]), 1, "half")
+        raise KeyboardInterrupt
+
+    with FeatureCache() as cache:
+        recipe = cache.get_recipe("key", "name")
+        with pytest.raises(KeyboardInterrupt):
+            cache._write("INSERT INTO facts (picture, decoder, json) VALUES (?, ?, ?)", interrupt())  # type: ignore[arg-type]
+        cache.add_features(recipe, make_rows(KEYS[:5]))
+    assert run_sql("SELECT COUNT(*) FROM facts") == [(0,)]
+    assert run_sql("SELECT COUNT(*) FROM features") == [(5,)]
+
+
 def test_over_the_limit_the_least_recently_used_rows_go(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [hashlib.sha256(f"{index}".encode()).hexdigest() for index in range(2000)]
     recipe = fill(keys, size=5000)  # 20 MB
@@ -329,6 +344,11 @@ def test_clearing_frees_what_was_there() -> None:
 
 # Several processes
 
+
+def make_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(headstart.__file__).parents[1])}
+
+
 WRITER = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -345,12 +365,47 @@ with FeatureCache() as cache:
 """
 
 
+ENDLESS_WRITER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from headstart.feature_cache import FeatureCache
+with FeatureCache() as cache:
+    recipe = cache.get_recipe("key", "name")
+    number = int(sys.argv[2])
+    while True:
+        rows = [(f"{number * 16 + index:064x}", np.full(200_000, number, np.float16)) for index in range(16)]
+        cache.add_features(recipe, rows)
+        print("committed", flush=True)
+        number += 1
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_a_kill_while_writing_leaves_whole_commits() -> None:
+    """Commits of 6 MB, one after the other: nearly every kill comes in the middle of one."""
+    rng = random.Random(0)
+    for number in range(6):
+        command = [sys.executable, "-c", ENDLESS_WRITER, str(Path(__file__).parent), str(100 * number)]
+        writer = subprocess.Popen(command, env=make_environment(), stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "committed\n"
+        time.sleep(rng.uniform(0, 0.05))
+        writer.kill()
+        output, _ = writer.communicate(timeout=30)
+        assert run_sql("PRAGMA integrity_check") == [("ok",)]
+        count = run_sql("SELECT COUNT(*) FROM features WHERE used_s > 0")[0][0]
+        assert isinstance(count, int)
+        assert count % 16 == 0
+        assert count >= 16 * (1 + output.count("committed"))
+        clear_cache()
+
+
 def test_two_processes_may_write_at_once() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(headstart.__file__).parents[1])}
     command = [sys.executable, "-c", WRITER, str(Path(__file__).parent)]
     writers = [
         subprocess.Popen(
-            [*command, str(offset)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, str(offset)], env=make_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         for offset in (0, 2)
     ]

@@ -120,7 +120,7 @@ def _evaluate(
     num_rows, num_columns = rows.shape
     num_problems, _, num_classes = params.shape
     coefs = params / scale
-    flat = np.ascontiguousarray(coefs[:, :-1].transpose(1, 0, 2)).reshape(num_columns, -1)
+    flat = np.ascontiguousarray(coefs[:, :-1].transpose(1, 0, 2)).reshape(num_columns, num_problems * num_classes)
     objective = 0.5 * np.einsum("brk,brk->b", ridge * coefs, coefs, dtype=np.float64)
     product = np.zeros_like(flat)
     gradient = np.zeros_like(coefs)

@@ -280,17 +280,24 @@ def _find_components(rows: np.ndarray, count: int, rng: np.random.Generator) -> 
     if num_rows <= 1.5 * count:
         values, vectors = np.linalg.eigh(rows @ rows.T)
         kept = values[::-1][:count] > 1e-6 * values[-1]
-        return _orthonormalise(rows.T @ vectors[:, ::-1][:, :count][:, kept])
-    basis = rng.standard_normal((num_columns, count + 32), dtype=np.float32)
-    basis = _orthonormalise(rows.T @ (rows @ basis))
+        basis = _orthonormalise(rows.T @ vectors[:, ::-1][:, :count][:, kept])
+    else:
+        basis = rng.standard_normal((num_columns, count + 32), dtype=np.float32)
+        basis = _orthonormalise(rows.T @ (rows @ basis))
     inner = rows @ basis
     axes = np.linalg.eigh(inner.T @ inner)[1][:, ::-1][:, :count]
     return np.ascontiguousarray(basis @ axes)
 
 
 def _orthonormalise(columns: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of the columns' span, through their Gram matrix: much faster than QR for tall matrices."""
-    columns = columns / np.linalg.norm(columns, axis=0)
+    """An orthonormal basis of the columns' span, empty where all are 0.
+
+    Through their Gram matrix, which is much faster than QR for tall matrices.
+    """
+    lengths = np.linalg.norm(columns, axis=0)
+    columns = columns[:, lengths > 0] / lengths[lengths > 0]
+    if not columns.size:
+        return columns
     values, vectors = np.linalg.eigh(columns.T @ columns)
     kept = values > 1e-5 * values[-1]
     return np.asarray(columns @ (vectors[:, kept] / np.sqrt(values[kept])), np.float32)

@@ -1,0 +1,364 @@
+"""The choice of layers and penalty on made-up feature tables, where it is known what should be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from headstart.features import FeatureLayout, list_candidates
+from headstart.graph import PooledLayer
+from headstart.heads import selection
+from headstart.heads.selection import PENALTIES, Selection, select_head
+
+EARLY = (PooledLayer("early", 2),)
+MID = (PooledLayer("mid", 1),)
+MID_CELLS = (PooledLayer("mid", 2),)
+TOP = (PooledLayer("top", 1),)
+LAYOUT = FeatureLayout((*EARLY, *MID_CELLS, *TOP), (40, 130, 150))
+CANDIDATES = list_candidates(LAYOUT)
+FEW: dict[str, Any] = {"candidates": [EARLY, MID_CELLS, TOP], "penalties": (0.3,)}
+
+
+def make_table(labels: np.ndarray, strengths: dict[str, float], seed: int = 0) -> np.ndarray:
+    """float16 (N, 830): noise in every block, and class centres `strengths` apart in the layers named.
+
+    `mid cells` puts the signal into the cells of a layer so that it vanishes from their mean.
+    """
+    rng = np.random.default_rng(seed)
+    num_classes = labels.max() + 1
+    parts = []
+    for block, channels in zip(LAYOUT.blocks, LAYOUT.channels, strict=True):
+        cells = rng.normal(0, 1, (len(labels), channels, block.grid**2))
+        centres = rng.normal(0, 1, (num_classes, channels)) * rng.permutation(np.arange(channels) < 8)
+        cells += strengths.get(block.layer, 0) * centres[labels][:, :, None]
+        if f"{block.layer} cells" in strengths:
+            pattern = np.array([1, -1, -1, 1])
+            cells += strengths[f"{block.layer} cells"] * centres[labels][:, :, None] * pattern
+        parts.append(cells.reshape(len(labels), -1))
+    return np.concatenate(parts, axis=1).astype(np.float16)
+
+
+def make_labels(num_images: int, num_classes: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(np.arange(num_images) % num_classes)
+
+
+def make_folds(labels: np.ndarray, num_folds: int = 5, repeats: int = 1, seed: int = 0) -> np.ndarray:
+    """Each class spread over the folds."""
+    folds = np.zeros((repeats, len(labels)), np.int64)
+    for repeat in range(repeats):
+        rng = np.random.default_rng([seed, repeat])
+        for label in np.unique(labels):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            folds[repeat, members] = (np.arange(len(members)) + rng.integers(num_folds)) % num_folds
+    return folds
+
+
+def choose(table: np.ndarray, labels: np.ndarray, **options: Any) -> Selection:
+    folds = options.pop("folds", None)
+    return select_head(
+        lambda indices: table[indices],
+        options.pop("layout", LAYOUT),
+        labels,
+        make_folds(labels) if folds is None else folds,
+        options.pop("num_classes", int(labels.max()) + 1),
+        rng=np.random.default_rng(options.pop("seed", 0)),
+        **options,
+    )
+
+
+# What is chosen
+
+
+def test_the_candidates_of_the_table() -> None:
+    assert CANDIDATES == [EARLY, MID, MID_CELLS, TOP, MID_CELLS + TOP, EARLY + MID_CELLS + TOP]
+
+
+@pytest.mark.parametrize(
+    ("strengths", "chosen"),
+    [
+        ({"top": 2.0}, TOP),
+        ({"early": 1.0}, EARLY),
+        ({"mid": 1.0}, MID),
+        ({"mid cells": 1.0}, MID_CELLS),
+        ({"early": 6.0, "mid": 6.0, "top": 6.0}, TOP),  # equally good: the top stays
+    ],
+)
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_the_layer_that_carries_the_signal_is_chosen(
+    strengths: dict[str, float], chosen: tuple[PooledLayer, ...], num_classes: int
+) -> None:
+    labels = make_labels(240, num_classes)
+    table = make_table(labels, strengths, seed=num_classes)
+    found = choose(table, labels, penalties=(1.0, 0.1))
+    assert found.head.layers == chosen
+    assert (found.out_of_fold_probs.argmax(axis=1) == labels).mean() > 0.9
+    scores = {score.layers: score for score in found.scores}
+    assert set(scores) == set(CANDIDATES)
+    assert sum(score.is_finalist for score in found.scores) == 4
+    assert scores[chosen].is_finalist
+    assert scores[TOP].is_finalist  # always among them
+    for layers, score in scores.items():
+        assert score.num_features == sum(LAYOUT.count_features(pooled) for pooled in layers)
+        assert score.num_images == 240
+
+
+def test_two_weak_layers_together_beat_each_alone() -> None:
+    labels = make_labels(400, 3)
+    found = choose(make_table(labels, {"mid cells": 0.35, "top": 0.35}), labels, penalties=(1.0,))
+    assert found.head.layers == MID_CELLS + TOP
+
+
+def make_result(layers: tuple[PooledLayer, ...], errors: Sequence[float], losses: Sequence[float]) -> selection._Result:
+    """`errors` and `losses` a penalty, over 100 pictures; losses vary between pictures but alike for all results."""
+    pictures = np.arange(100)
+    wrong = np.stack([(pictures < 100 * share).astype(float) for share in errors])
+    varying = np.stack([loss + 0.1 * np.sin(pictures) for loss in losses])
+    return selection._Result(layers, (10.0, 1.0, 0.1), wrong, varying)
+
+
+@pytest.mark.parametrize(
+    ("top", "other", "expected"),
+    [
+        # The standard error of 10 errors in 100 is 3 percentage points, of 4 it is 1.96.
+        (([0.10, 0.10, 0.10], [1, 1, 1]), ([0.08, 0.09, 0.10], [0.5, 0.5, 0.5]), (TOP, 10.0)),
+        (([0.15, 0.12, 0.10], [1, 1, 1]), ([0.20, 0.20, 0.20], [1, 1, 1]), (TOP, 1.0)),  # strongest within 0.13
+        (([0.13, 0.12, 0.10], [1, 1, 1]), ([0.20, 0.20, 0.20], [1, 1, 1]), (TOP, 10.0)),
+        (([0.20, 0.10, 0.07], [1, 1, 1]), ([0.04, 0.20, 0.20], [0.5, 1, 1]), (EARLY, 10.0)),  # 0.07 over 0.0596
+        (([0.20, 0.10, 0.05], [1, 1, 1]), ([0.04, 0.20, 0.20], [0.5, 1, 1]), (TOP, 0.1)),  # 0.05 is within
+        (([0.30, 0.30, 0.30], [1, 1, 1]), ([0.04, 0.04, 0.04], [0.9, 0.5, 0.5]), (EARLY, 1.0)),
+        (([0.30, 0.30, 0.30], [1, 1, 1]), ([0.04, 0.04, 0.04], [0.9, 0.6, 0.5]), (EARLY, 0.1)),
+    ],
+)
+def test_the_rules_of_one_standard_error(top: Any, other: Any, expected: Any) -> None:
+    results = [make_result(EARLY, *other), make_result(TOP, *top)]
+    chosen, penalty = selection._choose(results, LAYOUT)
+    assert (chosen.layers, chosen.penalties[penalty]) == expected
+
+
+def test_beyond_the_top_the_fewest_features_within_one_standard_error_win() -> None:
+    rng = np.random.default_rng(0)
+    base, noise = rng.normal(1, 0.5, (1, 400)), rng.normal(0, 0.2, (1, 400))
+    noise -= noise.mean()  # its standard error is 0.01
+    wrong = {layers: np.full((1, 400), 0.1) for layers in CANDIDATES} | {TOP: np.ones((1, 400))}
+
+    def make(layers: tuple[PooledLayer, ...], excess: float) -> selection._Result:
+        return selection._Result(layers, (1.0,), wrong[layers], base + noise * (excess > 0) + excess)
+
+    top, best = make(TOP, 0.5), make(MID_CELLS, 0.0)
+    for excess, expected in ((0.005, EARLY), (0.02, MID_CELLS)):
+        chosen, _ = selection._choose([best, make(EARLY, excess), top], LAYOUT)
+        assert chosen.layers == expected
+
+
+def test_given_candidates_and_penalties_are_kept_to() -> None:
+    labels = make_labels(120, 3)
+    table = make_table(labels, {"early": 2.0})
+    found = choose(table, labels, candidates=[TOP], penalties=(0.7,))
+    assert (found.head.layers, found.head.penalty) == (TOP, 0.7)
+    assert [score.layers for score in found.scores] == [TOP]
+    assert choose(table, labels, candidates=[TOP]).head.penalty in PENALTIES
+
+
+@pytest.mark.parametrize(("is_hidden", "penalties"), [(False, {10.0, 3.0}), (True, {0.3, 0.1, 0.03, 0.01})])
+def test_the_penalty_is_as_strong_as_the_signal_allows(is_hidden: bool, penalties: set[float]) -> None:
+    """What most features share is learned under any penalty; what few tell beside it needs a weak one."""
+    rng = np.random.default_rng(0)
+    shared, hidden = rng.normal(0, 1, (2, 300))
+    table = np.zeros((300, LAYOUT.num_features), np.float16)
+    table[:, -150:] = 5 * np.outer(shared, rng.choice([-1, 1], 150)) + rng.normal(0, 0.1, (300, 150))
+    table[:, -10:] += hidden[:, None]
+    labels = ((hidden if is_hidden else shared) > 0).astype(np.int64)
+    found = choose(table, labels, candidates=[TOP])
+    assert found.head.penalty in penalties
+    assert found.scores[0].accuracy > 0.93
+
+
+# What comes out of the final fit
+
+
+def test_the_head_is_the_regression_on_standardised_features() -> None:
+    """All components are kept here, so that the projection is a rotation, which changes no solution."""
+    labels = make_labels(500, 4)
+    table = make_table(labels, {"top": 0.5})
+    table[:, -150:-100] *= np.float16(30)
+    found = choose(table, labels, candidates=[TOP], penalties=(0.03,))
+    features = table[:, -150:].astype(np.float64)
+    scaled = (features - features.mean(axis=0)) / np.sqrt(features.var(axis=0) + features.var(axis=0).mean())
+    scaled /= scaled.std()
+    model = LogisticRegression(C=1 / (0.03 * 500), tol=1e-8, max_iter=5000).fit(scaled, labels)
+    logits = found.head.compute_logits(table, LAYOUT)
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probs, model.predict_proba(scaled), atol=5e-3)
+    folds = make_folds(labels)[0]
+    for fold in range(5):
+        model.C = 1 / (0.03 * (folds != fold).sum())
+        model.fit(scaled[folds != fold], labels[folds != fold])
+        expected = model.decision_function(scaled[folds == fold]) / found.head.temperature
+        expected = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(found.out_of_fold_probs[folds == fold], expected, atol=5e-3)
+
+
+def test_pictures_predicted_out_of_fold_had_no_say_in_it() -> None:
+    """Other labels in fold 0 change nothing about the predictions in fold 0 but their common temperature."""
+    labels = make_labels(200, 3)
+    table = make_table(labels, {"top": 0.6})
+    folds = make_folds(labels)
+    other = labels.copy()
+    other[folds[0] == 0] = (other[folds[0] == 0] + 1) % 3
+    logs, temperatures = [], []
+    for given in (labels, other):
+        found = choose(table, given, folds=folds, candidates=[TOP + MID_CELLS], penalties=(0.1,))
+        values = np.log(found.out_of_fold_probs[folds[0] == 0].astype(np.float64)) * found.head.temperature
+        logs.append(values - values.mean(axis=1, keepdims=True))
+        temperatures.append(found.head.temperature)
+    assert temperatures[1] > 1.2 * temperatures[0]
+    np.testing.assert_allclose(logs[0], logs[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_noise_is_predicted_by_chance_out_of_fold(num_classes: int) -> None:
+    labels = make_labels(400, num_classes, seed=3)
+    table = make_table(labels, {}, seed=4)
+    found = choose(table, labels, candidates=[EARLY, MID_CELLS, TOP], penalties=(1.0, 0.01))
+    chance = 1 / num_classes
+    accuracy = (found.out_of_fold_probs.argmax(axis=1) == labels).mean()
+    assert abs(accuracy - chance) < 4 * np.sqrt(chance * (1 - chance) / 400)
+    np.testing.assert_allclose(found.out_of_fold_probs.mean(axis=0), chance, atol=0.05)
+    assert found.out_of_fold_probs.max() < 0.9  # the temperature has taken the false confidence away
+    fitted = choose(table, labels, candidates=[EARLY + MID_CELLS + TOP], penalties=(0.01,))
+    memorised = fitted.head.compute_logits(table, LAYOUT).argmax(axis=1)
+    assert (memorised == labels).mean() > 0.95  # while the fit on all of them knows them by heart
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    labels = make_labels(210, 3)
+    table = make_table(labels, {"mid": 0.5, "top": 0.3})
+    folds = make_folds(labels, 3, repeats=2)
+    first, second, other = (choose(table, labels, seed=seed, folds=folds, penalties=(0.3,)) for seed in (5, 5, 6))
+    assert first.head.coef.tobytes() == second.head.coef.tobytes()
+    assert first.head.intercept.tobytes() == second.head.intercept.tobytes()
+    assert first.out_of_fold_probs.tobytes() == second.out_of_fold_probs.tobytes()
+    assert first.scores == second.scores
+    assert other.head.layers == first.head.layers
+    assert other.scores != first.scores  # the range finder draws: the generator is used
+    np.testing.assert_allclose(other.out_of_fold_probs, first.out_of_fold_probs, atol=0.05)
+
+
+def test_class_weights_move_the_decision_towards_the_rare_class() -> None:
+    labels = (np.arange(400) % 20 == 0).astype(np.int64)
+    table = make_table(labels, {"top": 0.25})
+    options: dict[str, Any] = {"candidates": [TOP], "penalties": (1.0,)}
+    plain = choose(table, labels, **options)
+    balanced = choose(table, labels, class_weights=400 / (2 * np.bincount(labels)), **options)
+    same = choose(table, labels, class_weights=np.ones(2), **options)
+    share = [(found.out_of_fold_probs.argmax(axis=1) == 1).mean() for found in (plain, balanced)]
+    assert share[0] < 0.05 < share[1]
+    assert same.head.coef.tobytes() == plain.head.coef.tobytes()
+
+
+def test_the_order_of_classes_changes_only_the_order() -> None:
+    labels = make_labels(250, 5)
+    table = make_table(labels, {"mid": 0.5})
+    order = np.array([3, 0, 4, 1, 2])
+    first = choose(table, labels, folds=make_folds(labels), penalties=(1.0, 0.1))
+    second = choose(table, order[labels], folds=make_folds(labels), penalties=(1.0, 0.1))
+    assert second.head.layers == first.head.layers
+    assert second.head.penalty == first.head.penalty
+    np.testing.assert_allclose(second.out_of_fold_probs[:, order], first.out_of_fold_probs, atol=2e-3)
+
+
+@pytest.mark.parametrize("num_classes", [2, 17, 50])
+def test_from_2_to_50_classes(num_classes: int) -> None:
+    labels = make_labels(max(60, 8 * num_classes), num_classes)
+    found = choose(make_table(labels, {"top": 8.0}), labels, folds=make_folds(labels, 3), **FEW)
+    assert found.head.layers == TOP
+    assert found.out_of_fold_probs.shape == (len(labels), num_classes)
+    np.testing.assert_allclose(found.out_of_fold_probs.sum(axis=1), 1, rtol=1e-5)
+    assert (found.out_of_fold_probs.argmax(axis=1) == labels).mean() > 0.6
+
+
+def test_a_class_of_two_pictures_and_two_folds() -> None:
+    labels = np.array([0] * 30 + [1] * 30 + [2] * 2)
+    found = choose(make_table(labels, {"top": 3.0}), labels, folds=make_folds(labels, 2))
+    assert (found.out_of_fold_probs.argmax(axis=1) == labels).mean() > 0.9
+    found = choose(make_table(labels[-4:] % 2, {"top": 3.0}), labels[-4:] % 2, folds=np.array([[0, 0, 1, 1]]))
+    assert found.out_of_fold_probs.shape == (4, 2)
+
+
+@pytest.mark.parametrize("num_images", [4, 12, 300])
+def test_pictures_that_are_all_alike_are_no_error(num_images: int) -> None:
+    """One-colour pictures, or a thousand copies saved anew: nothing to learn, and nothing to divide by."""
+    labels = np.arange(num_images) % 2
+    table = np.tile(make_table(labels, {})[:1], (num_images, 1))
+    found = choose(table, labels, folds=make_folds(labels, 2), **FEW)
+    assert np.isfinite(found.head.coef).all()
+    np.testing.assert_allclose(found.out_of_fold_probs, 0.5, atol=0.05)
+    table[:, -150:] = make_table(labels, {"top": 2.0})[:, -150:]  # and one layer that does tell
+    assert choose(table, labels, folds=make_folds(labels, 2), **FEW).head.layers == TOP
+
+
+# Parts
+
+
+@pytest.mark.parametrize("shape", [(200, 90), (100, 400), (1500, 700)])  # each Gram matrix, and the range finder
+def test_components_span_what_the_exact_decomposition_spans(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    rank = min(shape)
+    rows = rng.normal(size=(shape[0], rank)) * np.exp(-np.arange(rank) / 40) @ rng.normal(size=(rank, shape[1]))
+    rows += 0.3 * rng.normal(size=shape)
+    rows = (rows - rows.mean(axis=0)).astype(np.float32)
+    axes = selection._find_components(rows, 80, np.random.default_rng(1))
+    assert axes.shape == (shape[1], 80)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(80), atol=1e-3)
+    exact = np.linalg.svd(rows, full_matrices=False)[1][:80] ** 2
+    kept = ((rows @ axes) ** 2).sum(axis=0)
+    assert kept.sum() >= 0.98 * exact.sum()
+    assert kept.sum() <= 1.0001 * exact.sum()
+    np.testing.assert_allclose(kept[:20], exact[:20], rtol=0.02)  # the leading first, one by one
+
+
+def test_components_are_at_most_what_there_is() -> None:
+    rng = np.random.default_rng(0)
+    for shape, most in (((5, 40), 4), ((40, 5), 5), ((2, 300), 1), ((3, 300), 2)):
+        rows = rng.normal(size=shape)
+        rows = (rows - rows.mean(axis=0)).astype(np.float32)
+        axes = selection._find_components(rows, 128, rng)
+        assert axes.shape == (shape[1], most)
+        np.testing.assert_allclose(((rows @ axes) ** 2).sum(), (rows**2).sum(), rtol=1e-3)
+
+
+def test_a_part_has_every_class_and_fold_by_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.repeat([0, 1, 2, 3], [600, 300, 95, 5])
+    folds = make_folds(labels)
+    problem = selection._Problem(lambda i: i, LAYOUT, labels, folds, np.ones(1000), 4, np.random.default_rng(0))
+    part = selection._draw_part(problem, 200)
+    assert list(part) == sorted(set(part))
+    np.testing.assert_array_equal(np.bincount(labels[part]), [120, 60, 19, 2])
+    by_fold = np.bincount(folds[0, part][labels[part] == 0], minlength=5)
+    assert by_fold.min() >= 23
+    assert by_fold.max() <= 25
+    np.testing.assert_array_equal(selection._draw_part(problem, 1000), np.arange(1000))
+    assert set(selection._draw_part(problem, 200)) != set(part)  # drawn by the generator
+
+
+def test_large_tables_are_screened_on_a_part_and_fitted_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_SCREEN_ROWS": 120, "_CHOICE_ROWS": 200, "_ROWS_PER_READ": 70, "_MAX_COMPONENTS": 64}.items():
+        monkeypatch.setattr(selection, name, value)
+    labels = make_labels(500, 3)
+    table = make_table(labels, {"mid": 0.8})
+    reads: list[int] = []
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        reads.append(len(indices))
+        return table[indices]
+
+    found = select_head(read, LAYOUT, labels, make_folds(labels), 3, rng=np.random.default_rng(0))
+    assert reads == [120, 200, 200, 70, 70, 70, 70, 70, 70, 70, 10]
+    assert {score.num_images for score in found.scores if score.is_finalist} == {200}
+    assert {score.num_images for score in found.scores if not score.is_finalist} == {120}
+    assert found.head.layers == MID
+    assert (found.out_of_fold_probs.argmax(axis=1) == labels).mean() > 0.9
