@@ -107,7 +107,7 @@ def _set_up(
 
 
 def _stop(note: str) -> typer.Exit:
-    print(f"Stopped. {note}", file=sys.stderr)
+    print(f"Stopped. {note}".rstrip(), file=sys.stderr)
     return typer.Exit(130)
 
 

@@ -79,29 +79,25 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Sequence[PictureSource]) -> np.ndarray:
         """The most probable class of each picture, (N,)."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+        best = self.predict_proba(X).argmax(axis=1)
+        return np.asarray(self.classes_[best])
 
     def _extract(self, X: Sequence[PictureSource], cache: FeatureCache) -> list[Picture]:
         if not len(X):
             raise DataError("X holds no picture. Expected at least 1.")
-        pictures: list[Picture] = []
-        problems: list[str] = []
+        pictures: dict[int, Picture] = {}
+        problems: dict[int, str] = {}
         for (index, source), digest in map_bounded(_hash_or_fail, enumerate(X), count_cpus()):
             if isinstance(digest, ImageError):
-                problems.append(str(digest.at(name_source(source, index))))
+                problems[index] = str(digest.at(name_source(source, index)))
             else:
-                pictures.append(Picture(digest, source))
-        raise_all(DataError, problems)
-        failures = extract_features(pictures, self._extractor, cache).failures
-        raise_all(
-            DataError,
-            [
-                str(failures[picture.sha256].at(name_source(picture.source, index)))
-                for index, picture in enumerate(pictures)
-                if picture.sha256 in failures
-            ],
-        )
-        return pictures
+                pictures[index] = Picture(digest, source)
+        failures = extract_features([*pictures.values()], self._extractor, cache).failures
+        for index, picture in pictures.items():
+            if picture.sha256 in failures:
+                problems[index] = str(failures[picture.sha256].at(name_source(picture.source, index)))
+        raise_all(DataError, [problems[index] for index in sorted(problems)])
+        return [*pictures.values()]
 
     def __getstate__(self) -> dict[str, Any]:
         # A session of ONNX Runtime cannot be copied; it is made again from the backbone's name.

@@ -219,8 +219,8 @@ def render_backbones(entries: Sequence[CatalogEntry]) -> Iterator[RenderableType
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("name", "parameters", "input", "ImageNet top 1", "licence", "weights"):
-        table.add_column(name, justify="right" if name in ("parameters", "input", "ImageNet top 1") else "left")
+    for name in ("name", "parameters", "input", "ImageNet", "licence", "weights"):
+        table.add_column(name, justify="right" if name in ("parameters", "input", "ImageNet") else "left", no_wrap=True)
     for entry in entries:
         found = entry.find_weights() is not None
         table.add_row(
