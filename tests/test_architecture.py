@@ -22,10 +22,10 @@ PACKAGES = {"", "backbones", "heads"}
 LAYERS = [
     "errors",
     "_files formats parallel graph metrics stats onnx_reader heads.fitting",
-    "decode dataset calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
+    "decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
     "heads.linear",
-    "pictures splits evaluation artifact_metadata backbones.catalog",
-    "config data_check artifact features",
+    "dataset pictures evaluation artifact_metadata backbones.catalog",
+    "config splits data_check artifact features",
     "heads.selection prediction summary terminal predictions_output",
     "training verification",
     "estimator",
@@ -113,7 +113,19 @@ def test_imports_are_seen_in_functions_and_not_for_type_checkers() -> None:
 
 RUN_OR_SEND = {
     *("pickle", "_pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve", "runpy", "code", "subprocess"),
-    *("socket", "socketserver", "ssl", "http", "urllib", "urllib3", "requests", "httpx", "aiohttp", "ftplib", "smtplib"),
+    *(
+        "socket",
+        "socketserver",
+        "ssl",
+        "http",
+        "urllib",
+        "urllib3",
+        "requests",
+        "httpx",
+        "aiohttp",
+        "ftplib",
+        "smtplib",
+    ),
     *("torch", "timm", "torchvision", "tensorflow"),
 }
 
@@ -153,7 +165,13 @@ def test_nothing_runs_code_from_files_or_opens_connections() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["import pickle", "from urllib.request import urlopen", "eval('1')", "np.load(x, allow_pickle=True)", "os.system(x)"],
+    [
+        "import pickle",
+        "from urllib.request import urlopen",
+        "eval('1')",
+        "np.load(x, allow_pickle=True)",
+        "os.system(x)",
+    ],
 )
 def test_dangers_are_seen(line: str) -> None:
     assert len(find_dangers("x", ast.parse(f"def f():\n    {line}"))) == 1

@@ -285,7 +285,9 @@ def test_verify(work: Path) -> None:
     assert done.code == 0
     assert done.stderr == "shapes/checks/page.jpg: not-an-image: this is HTML text, not a picture\n"
     assert done.lines[:2] == ["15 pictures compared, 1 cannot be decoded", "same class: 15 of 15"]
-    assert re.fullmatch(r"largest difference of a probability: \d\.\d\de[-+]\d\d at shapes/\w+/\d\d\.png", done.lines[2])
+    assert re.fullmatch(
+        r"largest difference of a probability: \d\.\d\de[-+]\d\d at shapes/\w+/\d\d\.png", done.lines[2]
+    )
     nothing = run_command("verify", "shapes.onnx", "shapes/checks/page.jpg")
     assert (nothing.code, nothing.out) == (1, "0 pictures compared, 1 cannot be decoded\n")
 
@@ -352,7 +354,15 @@ def test_an_input_is_never_the_output(work: Path, victim: str) -> None:
 # Names
 
 
-ODD_NAMES = ["[red]x[/].png", 'quote".png', "new\nline.png", "rtl\u202egnp.png", "caf\udce9.png", "a,b;c.png", "=1+1.png"]
+ODD_NAMES = [
+    "[red]x[/].png",
+    'quote".png',
+    "new\nline.png",
+    "rtl\u202egnp.png",
+    "caf\udce9.png",
+    "a,b;c.png",
+    "=1+1.png",
+]
 
 
 @pytest.fixture

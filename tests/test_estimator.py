@@ -127,7 +127,9 @@ def test_cross_validation_and_grid_search_run_the_backbone_once(tmp_path: Path) 
 
     assert count_rows() == 12
     penalties = [0.01, 1.0]
-    search = GridSearchCV(headstart.ImageClassifier(layers="top"), {"penalty": penalties}, cv=folds, scoring="neg_log_loss")
+    search = GridSearchCV(
+        headstart.ImageClassifier(layers="top"), {"penalty": penalties}, cv=folds, scoring="neg_log_loss"
+    )
     search.fit(paths, labels)
     assert count_rows() == 12
     results = search.cv_results_["mean_test_score"]
@@ -223,5 +225,7 @@ def test_nothing_to_predict(shapes: tuple[list[str], list[str]]) -> None:
 
 def test_a_class_of_one_picture_twice_is_named(tmp_path: Path, warm_cache: Path) -> None:
     paths = sorted(map(str, write_shapes(tmp_path / "shapes", 3, ("checks", "stripes")).rglob("*.png")))
-    with pytest.raises(headstart.DataError, match="one group, or are the same picture: those of the class of .*checks/00"):
+    with pytest.raises(
+        headstart.DataError, match="one group, or are the same picture: those of the class of .*checks/00"
+    ):
         headstart.ImageClassifier(**QUICK).fit([paths[0], paths[0], *paths[3:]], ["a", "a", "b", "b", "b"])

@@ -375,8 +375,8 @@ def test_kills_at_any_moment_lose_little_and_leave_nothing_wrong(
     following.kill()
     following.communicate(timeout=30)
     assert counts == sorted(counts)  # what was committed stays
-    assert num_killed >= 8
-    assert len(set(counts)) >= 8
+    assert num_killed >= 4
+    assert len(set(counts)) >= 4
     tiny = Extractor(make_tiny_backbone())
     rest = extract(pictures, tiny)
     assert rest.num_cached == counts[-1]

@@ -285,7 +285,9 @@ def test_evaluate_takes_the_part_that_was_asked_for(classifier: headstart.Classi
     root = tmp_path / "splits"
     for split, first, count in (("train", 0, 3), ("validation", 3, 2), ("test", 5, 1)):
         write_shapes(root / split, count, SHAPES, first)
-    sizes = {split: len(classifier.evaluate(root, split=split).paths) for split in (None, "train", "validation", "test")}
+    sizes = {
+        split: len(classifier.evaluate(root, split=split).paths) for split in (None, "train", "validation", "test")
+    }
     assert sizes == {None: 3, "train": 9, "validation": 6, "test": 3}
     shutil.rmtree(root / "test")
     assert len(classifier.evaluate(root).paths) == 6

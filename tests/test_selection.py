@@ -357,7 +357,7 @@ def test_large_tables_are_screened_on_a_part_and_fitted_on_all(monkeypatch: pyte
         return table[indices]
 
     found = select_head(read, LAYOUT, labels, make_folds(labels), 3, rng=np.random.default_rng(0))
-    assert reads == [120, 200, 200, 70, 70, 70, 70, 70, 70, 70, 10]
+    assert reads == [70, 50, 70, 70, 60, 70, 70, 60, 70, 70, 70, 70, 70, 70, 70, 10]
     assert {score.num_images for score in found.scores if score.is_finalist} == {200}
     assert {score.num_images for score in found.scores if not score.is_finalist} == {120}
     assert found.head.layers == MID

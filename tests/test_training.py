@@ -220,7 +220,9 @@ def test_class_weights_raise_the_rare_class(tmp_path: Path, warm_cache: Path) ->
 
 def test_settings_are_checked_all_at_once_before_anything_is_read() -> None:
     with pytest.raises(headstart.ConfigError) as caught:
-        headstart.train("nowhere", layers="midle", penalty=0, test_frac=1, num_folds=1, seed=-1, class_weight="balanced")
+        headstart.train(
+            "nowhere", layers="midle", penalty=0, test_frac=1, num_folds=1, seed=-1, class_weight="balanced"
+        )
     text = str(caught.value)
     for part in (
         "There is no setting 'class_weight'. Did you mean 'class_weights'?",
@@ -287,7 +289,7 @@ def test_progress_is_told_by_stage(tmp_path: Path) -> None:
         "finding pictures",
         "reading files",
         "extracting features",
-        "choosing among 1 with 1 penalties",
+        "choosing layers and penalty",
         "fitting the head",
         "evaluating",
         "checking the classifier",
