@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from drawn_pictures import write_shapes
+
+import headstart
 
 from headstart.backbones.catalog import Backbone, load_backbone
 from headstart.features import Extractor
@@ -50,3 +55,36 @@ def hymenoptera() -> Path:
 @pytest.fixture
 def bad_pictures() -> Path:
     return _collection("bad_pictures")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier of 3 x 12 drawn pictures; all of it is shared, so nothing may change it."""
+
+    shapes: Path
+    file: Path
+    cache: Path
+    num_forward: int
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADSTART_CACHE", str(folder / "cache"))
+        classifier = headstart.train(write_shapes(folder / "shapes", 12), layers="top")
+    classifier.save(folder / "shapes.onnx")
+    assert classifier.training is not None
+    return Trained(folder / "shapes", folder / "shapes.onnx", folder / "cache", classifier.training.num_forward)
+
+
+@pytest.fixture(scope="session")
+def classifier(trained: Trained) -> headstart.Classifier:
+    return headstart.load(trained.file)
+
+
+@pytest.fixture
+def warm_cache(trained: Trained, own_cache: Path) -> Path:
+    """The test's own cache with the features of the shared pictures in it."""
+    shutil.copy(trained.cache / "features.sqlite", own_cache)
+    return own_cache

@@ -483,7 +483,7 @@ def test_csv_files_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
             "{} has no column path and no column label. Its header has 'picture', 'kind'. Expected 'path' and 'label', "
             "and optionally 'split' and 'group'.",
         ),
-        ('path,label\nc/1.jpg,cat\n"d/1.jpg,dog\n', "{} has 1 bad row:\n  line 3: unexpected end of data"),
+        ('path,label\nc/1.jpg,cat\n"d/1.jpg,dog\n', "{} has 1 bad row:\n  line 3: a quote is opened and never closed"),
         ("path,label\n".encode("utf-16"), "{} is UTF-16 text. Save it as CSV in UTF-8."),
         (
             "path,label\nx/1.jpg,cat\nx/2.jpg,dog\n",

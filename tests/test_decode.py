@@ -28,11 +28,10 @@ from headstart.decode import (
     ImageFacts,
     convert_pixels,
     decode_image,
-    extension_matches,
     read_image_file,
-    sniff_format,
 )
 from headstart.errors import ImageError
+from headstart.formats import extension_matches, sniff_format
 
 HAS_AVIF = features.check("avif")
 

@@ -40,7 +40,7 @@ _PUBLIC = {
     "ArtifactError": "errors",
     "MissingDependencyError": "errors",
 }
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -87,3 +87,9 @@ def show_path(path: str) -> str:
         else:
             shown.append(char.encode("unicode_escape").decode("ascii"))
     return "".join(shown)
+
+
+def say_os_error(error: OSError | ValueError) -> str:
+    """The system's words, to stand after a colon: `permission denied`."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text[:1].lower() + text[1:]

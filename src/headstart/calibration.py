@@ -21,9 +21,9 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """The temperature T that minimises the negative log likelihood of softmax(logits / T) (Guo et al. 2017).
 
     `logits` is (N, K), finite, of pictures that the head was not fitted on.
-    The labelled class counts for (N + 1) / (N + 2) of a row and the others for the rest (Platt 1999, 2.2), so that a head
-    without mistakes gets a temperature too: one that claims about as much as N right answers allow.
-    T stays within 0.05 .. 20.
+    The labelled class counts for (N + 1) / (N + 2) of a row and the others for the rest (Platt 1999, 2.2), so that a
+    head without mistakes gets a temperature too: one that claims about as much as N right answers allow. T stays within
+    0.05 .. 20.
     """
     scores = _check_logits(logits)
     true = check_labels(labels, scores.shape[1])

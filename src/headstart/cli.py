@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from contextlib import suppress
+from datetime import UTC
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headstart import __version__
 from headstart._files import show_path, write_atomic
-from headstart.errors import ConfigError, HeadstartError
+from headstart.errors import ConfigError, HeadstartError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from headstart.dataset import Problem
 
 app = typer.Typer(
     name="headstart",
@@ -40,11 +49,43 @@ ParquetOption = Annotated[bool, typer.Option("--parquet", help="Write the rows a
 
 def main() -> None:
     """Entry point: errors that a user can mend become one message and exit code 2."""
+    _prepare_output()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
     except HeadstartError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        _discard_output()
+        sys.exit(1)
+    except OSError as error:
+        where = show_path(str(error.filename)) if error.filename else "standard output"
+        print(
+            f"Error: {where} cannot be used: {error.strerror or error}. Check the disk and permissions.",
+            file=sys.stderr,
+        )
+        _discard_output()
+        sys.exit(2)
+
+
+def _prepare_output() -> None:
+    """Streams that take any text: what the terminal cannot show is escaped, and a closed stream swallows it."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """What is still buffered would fail again, loudly, at exit."""
+    with suppress(OSError):
+        sys.stdout.close()
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _show_version(wanted: bool) -> None:
@@ -61,11 +102,12 @@ def _set_up(
 ) -> None:
     import logging
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    # Our own words only: Pillow logs what it thinks of damaged pictures, and the verdict on them says it better.
+    logging.getLogger("headstart").addHandler(logging.StreamHandler())
 
 
 def _stop(note: str) -> typer.Exit:
-    print(f"Stopped. {note}", file=sys.stderr)
+    print(f"Stopped. {note}".rstrip(), file=sys.stderr)
     return typer.Exit(130)
 
 
@@ -92,10 +134,18 @@ def train(
     Writes SOURCE.onnx and SOURCE.evaluation/ into the current folder. Features are cached by content: a second run,
     also after renaming or relabelling, computes only what is new.
     """
-    from headstart.terminal import make_console, render_report, render_selection, track_progress
+    from headstart.terminal import (
+        make_console,
+        print_parts,
+        render_accuracy,
+        render_report,
+        render_selection,
+        track_progress,
+    )
 
     target = output or Path(f"{_name_after(source)}.onnx")
     _check_target(target)
+    _check_evaluation_folder(_name_evaluation(target), parquet)
     from headstart.training import train as train_classifier
 
     began = time.monotonic()
@@ -119,26 +169,27 @@ def train(
         raise _stop("The features computed so far are kept; the same command continues.") from None
     record = classifier.training
     assert record is not None  # train always leaves one
-    console = make_console()
-    for part in render_report(record.report):
-        console.print(part)
-    console.print()
-    for part in render_selection(record.selection):
-        console.print(part)
+    # Files first: what is printed may go to a pipe that closes.
+    classifier.save(target)
     written = [target]
     if record.evaluation is not None:
         written.append(_save_evaluation(record, target, classifier.sha256, parquet, time.monotonic() - began))
+    console = make_console()
+    print_parts(console, [*render_report(record.report), "", *render_selection(record.selection)])
+    if record.evaluation is not None:
         from headstart.summary import render_summary
 
         console.print(render_summary(record.evaluation))
+        if len(record.evaluations) > 1:
+            print_parts(console, [render_accuracy("The validation part", record.evaluations["validation"]), ""])
     else:
         console.print("\nNot evaluated: no picture was put aside. The cross-validated accuracy stands above.\n")
-    classifier.save(target)
     total = len(record.report.dataset.records)
     console.print(
         f"{total:,} pictures, {record.num_forward:,} through the network, {time.monotonic() - began:.1f} s. "
         f"Wrote {' and '.join(show_path(str(path)) for path in written)}",
         markup=False,
+        soft_wrap=True,
     )
 
 
@@ -159,30 +210,54 @@ def _check_target(target: Path) -> None:
     from headstart.artifact import read_artifact
 
     if target.suffix != ".onnx":
-        raise ConfigError(f"--output is {target}. Expected a name that ends in .onnx.")
-    if not target.parent.is_dir():
-        raise ConfigError(f"The folder {target.parent} does not exist. Make it first, or choose another --output.")
+        raise ConfigError(f"--output is {show_path(str(target))}. Expected a name that ends in .onnx.")
+    _check_folder_of(target)
     if target.exists():
         try:
             read_artifact(target)
         except HeadstartError as error:
             raise ConfigError(
-                f"{target} exists and is not a classifier of headstart, so it is not replaced. "
+                f"{show_path(str(target))} exists and is not a classifier of headstart, so it is not replaced. "
                 f"Choose another --output. ({error})"
             ) from None
+
+
+def _check_folder_of(target: Path) -> None:
+    shown = show_path(str(target.parent))
+    if not target.parent.is_dir():
+        raise ConfigError(f"The folder {shown} does not exist. Make it first, or choose another --output.")
+    if not os.access(target.parent, os.W_OK):
+        raise ConfigError(f"The folder {shown} cannot be written to. Choose another --output.")
+
+
+def _name_evaluation(target: Path) -> Path:
+    return target.with_suffix(".evaluation")
+
+
+def _check_evaluation_folder(folder: Path, parquet: bool) -> None:
+    """Before any work: a folder that is not an evaluation is never written to. Raises HeadstartError."""
+    from headstart.evaluation import find_own_files
+
+    find_own_files(folder)
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"The folder {show_path(str(folder))} cannot be made or written to. Choose another --output.")
+    if parquet and find_spec("pyarrow") is None:
+        raise MissingDependencyError("--parquet needs pyarrow. Install it with: pip install 'headstart[parquet]'")
 
 
 def _save_evaluation(record: Any, target: Path, sha256: str, parquet: bool, seconds: float) -> Path:
     import json
     from dataclasses import asdict
-    from datetime import datetime, timezone
+    from datetime import datetime
 
     from headstart.evaluation import save_evaluation
 
-    folder = target.with_suffix(".evaluation")
+    folder = _name_evaluation(target)
     extra = {
         "classifier": {"file": target.name, "sha256": sha256},
         "settings": asdict(record.settings),
+        "parts": {name: part.compute_figures(record.settings.seed) for name, part in record.evaluations.items()},
         "data": record.report.to_json(),
         "candidates": [
             {**asdict(score), "layers": [[pooled.layer, pooled.grid] for pooled in score.layers]}
@@ -192,7 +267,7 @@ def _save_evaluation(record: Any, target: Path, sha256: str, parquet: bool, seco
     save_evaluation(record.evaluation, folder, extra=extra, parquet=parquet, seed=record.settings.seed)
     # Apart from the evaluation, so that the same pictures and settings give the same evaluation.json.
     run = {
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
         "num_forward": record.num_forward,
         "version": __version__,
@@ -216,26 +291,44 @@ def predict(
     from headstart.predictions_output import FORMATS, write_predictions
 
     if format not in FORMATS:
-        raise ConfigError(f"--format is {format}. Expected one of {', '.join(FORMATS)}.")
+        raise ConfigError(f"--format is {show_path(format)}. Expected one of {', '.join(FORMATS)}.")
     if format == "parquet" and output is None:
-        raise ConfigError("--format parquet needs --output: it is not for a screen.")
+        raise ConfigError("--format parquet needs --output FILE: it is not for a screen.")
+    if output is not None:
+        _check_folder_of(output)
+        if output.is_dir():
+            raise ConfigError(f"--output {show_path(str(output))} is a folder. Name a file to write.")
     from headstart.dataset import list_images
 
     paths, problems = list_images(pictures, follow_links=follow_links)
+    if output is not None and output.exists():
+        for path in (str(model), *paths):
+            if os.path.exists(path) and os.path.samefile(path, output):
+                raise ConfigError(
+                    f"--output {show_path(path)} is also an input, and is not replaced. Name another file."
+                )
     classifier = load(model, allow_unsigned=allow_unsigned)
-    for problem in problems:
-        print(f"{show_path(problem.path or '')}: {problem.code}: {problem.message}", file=sys.stderr)
+    _print_passed_over(problems)
     try:
         num_failed = write_predictions(classifier, paths, format, output, top)
     except KeyboardInterrupt:
         raise _stop("Nothing was written." if output else "") from None
     if num_failed:
         print(
-            f"{len(paths):,} pictures = {len(paths) - num_failed:,} predicted + {num_failed:,} not usable",
+            f"{_count_pictures(len(paths))} = {len(paths) - num_failed:,} predicted + {num_failed:,} not usable",
             file=sys.stderr,
         )
     if num_failed == len(paths):
         raise typer.Exit(1)
+
+
+def _print_passed_over(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        print(f"{show_path(problem.path or '')}: {problem.code}: {problem.message}", file=sys.stderr)
+
+
+def _count_pictures(count: int) -> str:
+    return f"{count:,} {'picture' if count == 1 else 'pictures'}"
 
 
 @app.command()
@@ -253,14 +346,18 @@ def evaluate(
     allow_unsigned: UnsignedOption = False,
 ) -> None:
     """Measure a classifier on labelled pictures: one row per picture, every figure with its interval."""
+    from dataclasses import replace
+
     from headstart.data_check import DataReport, hash_images
     from headstart.dataset import Problem, scan_dataset
     from headstart.evaluation import save_evaluation
     from headstart.parallel import count_cpus
     from headstart.prediction import load
     from headstart.summary import render_summary
-    from headstart.terminal import make_console, render_problems, track_progress
+    from headstart.terminal import make_console, print_parts, render_problems, track_progress
 
+    if output is not None:
+        _check_evaluation_folder(output, parquet)
     classifier = load(model, allow_unsigned=allow_unsigned)
     try:
         with track_progress(make_console(stderr=True)) as progress:
@@ -276,16 +373,21 @@ def evaluate(
     except KeyboardInterrupt:
         raise _stop("Nothing was written.") from None
     console = make_console()
-    failed = tuple(Problem(failure.code, failure.reason, failure.path) for failure in failures)
-    report = DataReport(dataset, failed)
-    for line in render_problems(report.all_problems):
-        console.print(line)
+    failed = {failure.path for failure in failures}
+    report = DataReport(
+        replace(
+            dataset,
+            records=tuple(record for record in dataset.records if record.path not in failed),
+            problems=(*dataset.problems, *(Problem(f.code, f.reason, f.path) for f in failures)),
+        )
+    )
+    print_parts(console, render_problems(report.all_problems))
     figures = evaluation.compute_figures()
     console.print(render_summary(evaluation, figures))
     if output is not None:
         extra = {"classifier": {"file": model.name, "sha256": classifier.sha256}, "data": report.to_json()}
         save_evaluation(evaluation, output, extra=extra, parquet=parquet)
-        console.print(f"Wrote {show_path(str(output))}", markup=False)
+        console.print(f"Wrote {show_path(str(output))}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -300,15 +402,14 @@ def inspect(
 
     from headstart._files import compute_sha256
     from headstart.artifact import read_artifact
-    from headstart.terminal import make_console, render_metadata
+    from headstart.terminal import make_console, print_parts, render_metadata
 
     metadata, data = read_artifact(model, allow_unsigned=allow_unsigned)
     if as_json:
         print(json.dumps(asdict(metadata), indent=2))
         return
     console = make_console()
-    for part in render_metadata(metadata, len(data), compute_sha256(data)):
-        console.print(part)
+    print_parts(console, render_metadata(metadata, len(data), compute_sha256(data)))
 
 
 @app.command()
@@ -327,7 +428,7 @@ def check(
     from headstart.data_check import check_dataset
     from headstart.dataset import scan_dataset
     from headstart.parallel import count_cpus
-    from headstart.terminal import make_console, render_problems, render_report, track_progress
+    from headstart.terminal import make_console, print_parts, render_problems, render_report, track_progress
 
     entry = CATALOG[DEFAULT_BACKBONE]
     try:
@@ -342,19 +443,17 @@ def check(
         print(json.dumps(report.to_json(), indent=2))
         return
     console = make_console()
-    for part in render_report(report) if not show_all else render_problems(report.all_problems, shown=10**9):
-        console.print(part)
+    print_parts(console, render_problems(report.all_problems, shown=10**9) if show_all else render_report(report))
 
 
 @app.command()
 def backbones() -> None:
     """List the pretrained networks and whether their weights are here."""
     from headstart.backbones.catalog import CATALOG
-    from headstart.terminal import make_console, render_backbones
+    from headstart.terminal import make_console, print_parts, render_backbones
 
     console = make_console()
-    for part in render_backbones(list(CATALOG.values())):
-        console.print(part)
+    print_parts(console, render_backbones(list(CATALOG.values())))
 
 
 @app.command()
@@ -368,7 +467,8 @@ def verify(
     from headstart.terminal import make_console, track_progress
     from headstart.verification import verify_classifier
 
-    paths, _ = list_images(pictures)
+    paths, problems = list_images(pictures)
+    _print_passed_over(problems)
     try:
         with track_progress(make_console(stderr=True)) as progress:
             agreement = verify_classifier(
@@ -379,10 +479,19 @@ def verify(
             )
     except KeyboardInterrupt:
         raise _stop("") from None
-    print(f"{agreement.num_images:,} pictures compared, {len(agreement.left_out):,} cannot be decoded")
+    for failure in agreement.left_out:
+        print(f"{show_path(failure.path or '')}: {failure.code}: {failure.reason}", file=sys.stderr)
+    print(f"{_count_pictures(agreement.num_images)} compared, {len(agreement.left_out):,} cannot be decoded")
+    if not agreement.num_images:
+        raise typer.Exit(1)
     print(f"same class: {agreement.num_same_class:,} of {agreement.num_images:,}")
     print(f"largest difference of a probability: {agreement.worst_difference:.2e} at {show_path(agreement.worst_path)}")
-    if not agreement.num_images or agreement.num_same_class < 0.999 * agreement.num_images:
+    if agreement.num_reduced:
+        print(
+            f"{agreement.num_reduced:,} large JPEGs are decoded at a reduced scale; "
+            f"against full scale the largest difference is {agreement.worst_reduced:.2e}"
+        )
+    if agreement.num_same_class < 0.999 * agreement.num_images:
         raise typer.Exit(1)
 
 

@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 
 from headstart._files import compute_sha256, show_path
 from headstart.dataset import ImageDataset, ImageRecord, Problem
-from headstart.decode import (
-    EXTENSIONS,
-    DecodeLimits,
-    ImageFacts,
-    decode_image,
-    extension_matches,
-    read_image_file,
-    sniff_format,
-)
+from headstart.decode import DecodeLimits, ImageFacts, read_image_file
 from headstart.errors import DataError, ImageError, raise_all
+from headstart.formats import EXTENSIONS, extension_matches, refuse_format, sniff_format
 from headstart.parallel import map_bounded
 from headstart.pictures import load_picture
 
@@ -109,8 +102,8 @@ def hash_images(
 def _hash_image(record: ImageRecord, limits: DecodeLimits | None) -> ImageRecord | Problem:
     try:
         data = read_image_file(record.path, limits or DecodeLimits())
-        if sniff_format(data[:1024]) not in EXTENSIONS:
-            decode_image(data)  # refuses by the first bytes; the sentence is the decoder's
+        if (kind := sniff_format(data[:1024])) not in EXTENSIONS:
+            raise refuse_format(kind)
     except ImageError as error:
         return Problem(error.code, error.reason, record.path)
     return replace(record, sha256=compute_sha256(data))
@@ -157,10 +150,11 @@ def check_classes(dataset: ImageDataset, min_per_class: int = 2) -> list[Problem
         if record.split in (None, "train"):
             trained[record.label].append(record.path)
     has_splits = any(record.split for record in dataset.records)
+    is_any_left_out = any(problem.severity == "left-out" for problem in dataset.problems)
     raise_all(
         DataError,
         (
-            _say_class_too_small(name, paths, min_per_class, has_splits)
+            _say_class_too_small(name, paths, min_per_class, has_splits, is_any_left_out)
             for name, paths in zip(dataset.classes, trained, strict=True)
             if len(paths) < min_per_class
         ),
@@ -184,12 +178,15 @@ def check_classes(dataset: ImageDataset, min_per_class: int = 2) -> list[Problem
     return problems
 
 
-def _say_class_too_small(name: str, paths: Sequence[str], min_per_class: int, has_splits: bool) -> str:
+def _say_class_too_small(
+    name: str, paths: Sequence[str], min_per_class: int, has_splits: bool, is_any_left_out: bool
+) -> str:
     count = f"{len(paths)}{' training' if has_splits else ''} {'picture' if len(paths) == 1 else 'pictures'}"
     where = f", in {show_path(os.path.commonpath([os.path.dirname(path) for path in paths]) or '.')}" if paths else ""
+    why = " (headstart check lists what was left out, and why)" if is_any_left_out else ""
     return (
-        f"Class '{name}' has {count if paths else 'no ' + count[2:] + ' that can be used'}{where}. Training needs at "
-        f"least {min_per_class} per class. Add pictures, or leave it out with --exclude {shlex.quote(name)}."
+        f"Class '{name}' has {count if paths else 'no ' + count[2:] + ' that can be used'}{where}{why}. Training needs "
+        f"at least {min_per_class} per class. Add pictures, or leave it out with --exclude {shlex.quote(name)}."
     )
 
 

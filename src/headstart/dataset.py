@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import heapq
-import io
 import os
 import re
 import stat
@@ -16,9 +14,10 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal
 
-from headstart._files import show_path
-from headstart.decode import EXTENSIONS, sniff_format
-from headstart.errors import ConfigError, DataError, MissingDependencyError, raise_all, suggest
+from headstart._files import say_os_error, show_path
+from headstart.errors import ConfigError, DataError, raise_all, suggest
+from headstart.formats import EXTENSIONS, sniff_format
+from headstart.tables import TableRow, make_rows, raise_bad_rows, read_csv, read_parquet, to_list
 
 Severity = Literal["left-out", "warning", "note"]
 
@@ -38,19 +37,12 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-_COLUMN_NAMES = {
-    "path": ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img"),
-    "label": ("label", "class", "class_name", "category", "target"),
-    "split": ("split", "set", "subset", "partition"),
-    "group": ("group", "group_id"),
-}
 _JUNK_NAMES = "__pycache__ .ipynb_checkpoints @eaDir __MACOSX Thumbs.db .DS_Store desktop.ini"
 _JUNK = {name.lower(): name for name in _JUNK_NAMES.split()}
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _FLAT_PATTERN = re.compile(r"(?P<label>[^\W\d_]+(?:[ ._-]+[^\W\d_]+)*?)[ ._-]+\(?\d")
 # What cameras and exports put before a number is no class.
 _CAMERA_NAMES = "img image images dsc dscn dscf pxl mvi photo picture pic frame scan screenshot whatsapp"
-_MAX_LISTED = 100  # bad rows in one message
 _MAX_CLASS_CHARS = 200  # what a classifier file may hold
 
 
@@ -112,15 +104,6 @@ class _Draft:
     empty_folders: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    where: str
-    path: object
-    label: object
-    split: object = None
-    group: object = None
-
-
 def scan_dataset(
     source: Any,
     *,
@@ -148,8 +131,8 @@ def scan_dataset(
     if not is_path:
         if pattern is not None:
             raise ConfigError("`pattern` reads labels from the files of a folder. Leave it out with a list of paths.")
-        paths = _to_list(source, "paths")
-        draft = _draft_rows(_rows_from_columns(paths, labels, splits, groups), root="", shown="the list")
+        paths = to_list(source, "paths")
+        draft = _draft_rows(make_rows(paths, labels, splits, groups), root="", shown="the list")
         return _assemble(f"a list of {len(paths)} pictures", draft, excluded)
     if given:
         raise ConfigError(f"`{given[0]}` goes with a list of paths, not with {show_path(os.fsdecode(source))}.")
@@ -160,7 +143,7 @@ def scan_dataset(
     else:
         if pattern is not None:
             raise ConfigError("`pattern` reads labels from the files of a folder. A table has a label column.")
-        rows = _rows_from_csv(root) if kind == "csv" else _rows_from_parquet(root)
+        rows = read_csv(root) if kind == "csv" else read_parquet(root)
         draft = _draft_rows(rows, root=os.path.dirname(root), shown=show_path(root))
     return _assemble(root, draft, excluded)
 
@@ -171,7 +154,7 @@ def list_images(source: Any, *, follow_links: bool = False) -> tuple[list[str], 
     Paths come once each, sorted by their bytes. A file that is named is listed whatever it is called. Raises DataError
     when a path does not exist, or when there is no picture at all.
     """
-    sources = [source] if isinstance(source, (str, bytes, os.PathLike)) else _to_list(source, "paths")
+    sources = [source] if isinstance(source, (str, bytes, os.PathLike)) else to_list(source, "paths")
     paths: dict[str, str] = {}
     problems: list[Problem] = []
     wrong: list[str] = []
@@ -208,7 +191,7 @@ def _check_source(source: str, *, any_file: bool = False) -> Literal["folder", "
     except FileNotFoundError:
         raise DataError(f"{shown} does not exist.{_suggest_sibling(source)}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{shown} cannot be read: {_say_os_error(error)}.") from None
+        raise DataError(f"{shown} cannot be read: {say_os_error(error)}.") from None
     if stat.S_ISDIR(mode):
         return "folder"
     extension = os.path.splitext(source)[1].lower()
@@ -294,8 +277,8 @@ class _TreeWalk:
                     entries = list(found)
             except OSError as error:
                 if not relative:
-                    raise DataError(f"{show_path(folder)} cannot be read: {_say_os_error(error)}.") from None
-                text = f"{_say_os_error(error)}; how many pictures the folder holds is unknown"
+                    raise DataError(f"{show_path(folder)} cannot be read: {say_os_error(error)}.") from None
+                text = f"{say_os_error(error)}; how many pictures the folder holds is unknown"
                 self._report("unreadable", text, folder, "warning")
                 continue
             if relative.count(os.sep) < 2:
@@ -318,7 +301,7 @@ class _TreeWalk:
             else:
                 mode = entry.stat(follow_symlinks=False).st_mode
         except OSError as error:
-            self._report("unreadable", _say_os_error(error), entry.path, "left-out" if is_picture else "warning")
+            self._report("unreadable", say_os_error(error), entry.path, "left-out" if is_picture else "warning")
             return
         if mode is None:
             return
@@ -466,121 +449,7 @@ def _label_by_name(
 # Tables and lists
 
 
-def _to_list(values: Any, name: str) -> list[Any]:
-    """A plain list from a list, tuple, NumPy array, or a column of pandas or polars."""
-    for method in ("to_list", "tolist"):
-        if hasattr(values, method):
-            values = getattr(values, method)()
-            break
-    if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable) or hasattr(values, "columns"):
-        raise ConfigError(f"`{name}` must be a list or one column, and is {type(values).__name__}.")
-    return list(values)
-
-
-def _rows_from_columns(paths: list[Any], labels: Any, splits: Any, groups: Any) -> list[_Row]:
-    if labels is None:
-        raise ConfigError("A list of paths needs `labels`, one per path.")
-    columns = {
-        name: _to_list(values, name) if values is not None else [None] * len(paths)
-        for name, values in (("labels", labels), ("splits", splits), ("groups", groups))
-    }
-    raise_all(
-        ConfigError,
-        (
-            f"There are {len(paths)} paths and {len(values)} {name}. There must be one for each path."
-            for name, values in columns.items()
-            if len(values) != len(paths)
-        ),
-    )
-    return [
-        _Row(f"index {index}", *cells)
-        for index, cells in enumerate(zip(paths, columns["labels"], columns["splits"], columns["groups"], strict=True))
-    ]
-
-
-def _rows_from_csv(path: str) -> list[_Row]:
-    shown = show_path(path)
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise DataError(f"{shown} cannot be read: {_say_os_error(error)}.") from None
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{shown} is UTF-16 text. Save it as CSV in UTF-8.")
-    # Bytes that are not UTF-8 survive in paths, where they may be right, and are refused in class names.
-    text = data.decode("utf-8-sig", errors="surrogateescape")
-    if not text.strip():
-        raise DataError(f"{shown} is empty. Expected a header line with path and label.")
-    header_line = next(line for line in text.splitlines() if line.strip())
-    headers = {mark: next(csv.reader([header_line], delimiter=mark)) for mark in ",;\t"}
-    delimiter = max(headers, key=lambda mark: (len(_find_columns(headers[mark])), len(headers[mark])))
-    columns = _require_columns(headers[delimiter], shown)
-    rows, bad = [], []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line, num_header = 1, None
-    try:
-        for cells in reader:
-            first_line, line = line, reader.line_num + 1
-            if not any(cell.strip() for cell in cells):
-                continue
-            if num_header is None:
-                num_header = len(cells)
-            elif len(cells) != num_header:
-                bad.append(f"line {first_line}: {len(cells)} fields, the header has {num_header}")
-            else:
-                values = {role: cells[index].strip() or None for role, index in columns.items()}
-                rows.append(_Row(f"line {first_line}", **values))
-    except csv.Error as error:
-        bad.append(f"line {line}: {error}")
-    _raise_bad_rows(shown, bad)
-    return rows
-
-
-def _rows_from_parquet(path: str) -> list[_Row]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingDependencyError(
-            "Reading .parquet files needs pyarrow. Install it with: pip install 'headstart[parquet]'"
-        ) from None
-    shown = show_path(path)
-    try:
-        names = pq.read_schema(path).names
-        columns = _require_columns(names, shown)
-        table = pq.read_table(path, columns=[names[index] for index in columns.values()])
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{shown} is not a Parquet file that can be read: {error}") from None
-    cells = {role: table.column(names[index]).to_pylist() for role, index in columns.items()}
-    return [
-        _Row(f"row {number}", **dict(zip(cells, values, strict=True)))
-        for number, values in enumerate(zip(*cells.values(), strict=True), start=1)
-    ]
-
-
-def _find_columns(header: Sequence[str]) -> dict[str, int]:
-    """Role to column. Of several names for one role the first of `_COLUMN_NAMES` counts."""
-    names = [name.strip().lower() for name in header]
-    return {
-        role: names.index(next(name for name in known if name in names))
-        for role, known in _COLUMN_NAMES.items()
-        if set(known) & set(names)
-    }
-
-
-def _require_columns(header: Sequence[str], shown: str) -> dict[str, int]:
-    columns = _find_columns(header)
-    missing = [role for role in ("path", "label") if role not in columns]
-    if missing:
-        names = ", ".join(repr(show_path(name.strip())) for name in header)
-        raise DataError(
-            f"{shown} has no column {' and no column '.join(missing)}. Its header has {names}. Expected 'path' and "
-            "'label', and optionally 'split' and 'group'."
-        )
-    return columns
-
-
-def _draft_rows(rows: Sequence[_Row], root: str, shown: str) -> _Draft:
+def _draft_rows(rows: Sequence[TableRow], root: str, shown: str) -> _Draft:
     """Check every row; DataError with all the bad ones. Files that are missing are left out."""
     draft = _Draft(f"Expected rows of at least two classes in {shown}.")
     bad: list[str] = []
@@ -607,7 +476,7 @@ def _draft_rows(rows: Sequence[_Row], root: str, shown: str) -> _Draft:
             )
         else:
             draft.problems.append(Problem("duplicate", f"{row.where} repeats {where}", item.path))
-    _raise_bad_rows(shown, bad)
+    raise_bad_rows(shown, bad)
     if rows and not draft.items and all(problem.code == "missing" for problem in draft.problems):
         path = show_path(next(iter(first.values()))[1].path)
         raise DataError(
@@ -617,7 +486,7 @@ def _draft_rows(rows: Sequence[_Row], root: str, shown: str) -> _Draft:
     return draft
 
 
-def _read_row(row: _Row, root: str, bad: list[str]) -> _Item | None:
+def _read_row(row: TableRow, root: str, bad: list[str]) -> _Item | None:
     problems = []
     path = ""
     if isinstance(row.path, (str, bytes, os.PathLike)) and os.fspath(row.path):
@@ -656,17 +525,10 @@ def _check_named_file(path: str, where: str) -> Problem | None:
     except (FileNotFoundError, NotADirectoryError):
         return Problem("missing", f"there is no such file ({where})", path)
     except (OSError, ValueError) as error:
-        return Problem("unreadable", f"{_say_os_error(error)} ({where})", path)
+        return Problem("unreadable", f"{say_os_error(error)} ({where})", path)
     if not stat.S_ISREG(mode):
         return Problem("not-a-regular-file", f"this is no regular file, and is not opened ({where})", path)
     return None
-
-
-def _raise_bad_rows(shown: str, bad: Sequence[str]) -> None:
-    if bad:
-        lines = [*bad[:_MAX_LISTED], *([f"and {len(bad) - _MAX_LISTED} more"] if len(bad) > _MAX_LISTED else [])]
-        rows = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
-        raise DataError(f"{shown} has {rows}:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def _say_item(item: _Item) -> str:
@@ -684,13 +546,13 @@ def _assemble(source: str, draft: _Draft, exclude: Sequence[str]) -> ImageDatase
     raise_all(
         ConfigError,
         (
-            f"There is no class '{name}' to exclude.{suggest(name, sorted(all_names | empty_names))}"
+            f"There is no class '{show_path(name)}' to exclude.{suggest(name, sorted(all_names | empty_names))}"
             for name in exclude
             if name not in all_names | empty_names
         ),
     )
     problems += [
-        Problem("excluded", f"the class '{item.class_name}' is excluded", item.path)
+        Problem("excluded", f"the class '{show_path(item.class_name)}' is excluded", item.path)
         for item in draft.items
         if item.class_name in exclude
     ]
@@ -771,7 +633,7 @@ def _say_too_few_classes(source: str, draft: _Draft, items: Sequence[_Item], exc
     counts = Counter(item.class_name for item in items)
     seen = [f"class '{name}' with {_say_pictures(count)}" for name, count in sorted(counts.items())]
     seen += [f"empty folder {show_path(folder)}" for folder in draft.empty_folders]
-    seen += [f"excluded class '{name}'" for name in exclude]
+    seen += [f"excluded class '{show_path(name)}'" for name in exclude]
     left_out = Counter(problem.code for problem in draft.problems if problem.severity == "left-out")
     seen += [f"{_say_pictures(count)} left out ({code})" for code, count in sorted(left_out.items())]
     seen += [f"{count} {kind}" for kind, count in sorted(draft.ignored.items())]
@@ -788,11 +650,6 @@ def _say_too_few_classes(source: str, draft: _Draft, items: Sequence[_Item], exc
 
 def _say_pictures(count: int) -> str:
     return "1 picture" if count == 1 else f"{count} pictures"
-
-
-def _say_os_error(error: OSError | ValueError) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text[:1].lower() + text[1:]
 
 
 def _path_key(path: str) -> bytes:

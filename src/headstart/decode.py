@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import ctypes
 import io
 import json
 import logging
 import os
-import re
 import stat
 import struct
 import threading
@@ -16,7 +14,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -34,21 +31,12 @@ from PIL import (
     features,
 )
 
+from headstart._files import say_os_error
 from headstart.errors import ImageError
+from headstart.formats import refuse_format, sniff_format
 
 DECODER_VERSION = 1
 """Part of every cache key: raised whenever the pixels of any picture change."""
-
-EXTENSIONS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "GIF": (".gif",),
-    "BMP": (".bmp", ".dib"),
-    "WEBP": (".webp",),
-    "TIFF": (".tif", ".tiff"),
-    "AVIF": (".avif", ".avifs"),
-}
-"""The formats that are decoded, with the extensions (lower case) that promise them."""
 
 # The readers are called directly. Image.open would add Pillow's own size limit (a process-wide setting that warns
 # instead of refusing) and would turn a JPEG that holds several pictures into another class.
@@ -64,68 +52,6 @@ if features.check("avif"):
     from PIL import AvifImagePlugin
 
     _READERS["AVIF"] = AvifImagePlugin.AvifImageFile
-
-# What the first bytes look like, as regular expressions, tried in this order.
-_DECODED = {
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb".PNG",  # also where a transfer as text damaged the rest of the signature
-    "GIF": rb"GIF8",
-    "Canon raw": rb"II\*\0\x10\0\0\0CR|....ftypcrx ",
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-    "WEBP": rb"RIFF....WEBP",
-    "AVIF": rb"....ftyp(....){0,10}?avi[fs]",
-    "BMP": rb"BM.{0,30}\0",
-}
-_REFUSED_PICTURES = {
-    "HEIC": rb"....ftyp(....){0,10}?(hei[cmsx]|hev[cmsx]|mif1|msf1)",
-    "EPS or PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
-    "Photoshop PSD": rb"8BPS",
-    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
-    "JPEG XR": rb"II\xbc",
-    "ICO": rb"\0\0[\x01\x02]\0(?!\0\0)",
-    "ICNS": rb"icns",
-    "PNM": rb"P[1-7]\s",
-    "DICOM": rb".{128}DICM",
-    "FITS": rb"SIMPLE  =",
-    "Fuji raw": rb"FUJIFILMCCD-RAW",
-    "Olympus raw": rb"IIR[OS]",
-    "Panasonic raw": rb"IIU\0",
-    "QOI": rb"qoif",
-    "DDS": rb"DDS ",
-    "BLP": rb"BLP[12]",
-    "SGI": rb"\x01\xda[\x00\x01]",
-    "MSP": rb"DanM|LinS",
-    "GIMP XCF": rb"gimp xcf",
-    "OpenEXR": rb"\x76\x2f\x31\x01",
-    "Radiance HDR": rb"#\?RADIANCE",
-    "FLI animation": rb"....[\x11\x12]\xaf",
-    "WMF": rb"\xd7\xcd\xc6\x9a",
-    "DjVu": rb"AT&TFORM",
-}
-_OTHER_FILES = {
-    "Git LFS pointer (run git lfs pull)": rb"version https://git-lfs",
-    "PDF document": rb"%PDF",
-    "ZIP archive": rb"PK(\x03\x04|\x05\x06)",
-    "compressed archive": rb"\x1f\x8b|BZh|7z\xbc\xaf|\xfd7zXZ|\x28\xb5\x2f\xfd|Rar!",
-    "tar archive": rb".{257}ustar",
-    "pickle": rb"\x80[\x02-\x05]",
-    "NumPy array": rb"\x93NUMPY",
-    "HDF5 file": rb"\x89HDF",
-    "SQLite database": rb"SQLite format 3",
-    "program": rb"\x7fELF|MZ.{0,30}\0|\xcf\xfa\xed\xfe|\xca\xfe\xba\xbe",
-    "video": rb"....ftyp|RIFF....AVI |\x1aE\xdf\xa3|\0\0\x01[\xb3\xba]|FLV\x01",
-    "sound file": rb"ID3|fLaC|OggS|RIFF....WAVE",
-}
-_MAGIC = {
-    name: re.compile(pattern, re.DOTALL) for name, pattern in (_DECODED | _REFUSED_PICTURES | _OTHER_FILES).items()
-}
-_ADVICE = {
-    "HEIC": "Convert to JPEG (iPhone: Settings, Camera, Formats, Most Compatible)",
-    "SVG": "This is a drawing, not pixels. Export it as PNG",
-    "EPS or PostScript": "This is a drawing, not pixels. Export it as PNG",
-    "AVIF": "The installed Pillow cannot decode it. Upgrade Pillow, or convert to JPEG",
-}
 
 _ORIENTATION_TAG = 274
 _ORIENTATIONS = {
@@ -235,8 +161,7 @@ def read_image_file(path: str | os.PathLike[str], limits: DecodeLimits = DEFAULT
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         if os.path.islink(name) and not os.path.exists(name):
             raise ImageError("broken-link", "the link leads to nothing", name) from None
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError("unreadable", reason[:1].lower() + reason[1:], name) from None
+        raise ImageError("unreadable", say_os_error(error), name) from None
     if len(data) != before.st_size or (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
         raise ImageError("changed-while-reading", "the file changed while it was read (run again)", name)
     return data
@@ -256,48 +181,6 @@ def _check_length(num_bytes: int, limits: DecodeLimits, name: str | None = None)
         raise ImageError("too-large", shown, name)
 
 
-def extension_matches(path: str | os.PathLike[str], format: str) -> bool:
-    """Whether the extension promises `format` (of ImageFacts). A name without extension promises nothing: True."""
-    extension = PurePath(path).suffix.lower()
-    return not extension or extension in EXTENSIONS.get(format, ())
-
-
-def sniff_format(head: bytes) -> str:
-    """What a file is by its first bytes (1,024 are enough): a key of EXTENSIONS, or the name of something refused."""
-    for name, pattern in _MAGIC.items():
-        if pattern.match(head):
-            return name
-    return _sniff_text(head) or ("TGA" if _looks_like_tga(head) else "unknown data")
-
-
-def _sniff_text(head: bytes) -> str | None:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16 text"
-    if any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in head):
-        return None
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
-    except UnicodeDecodeError:
-        return None
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script")):
-        return "HTML text"
-    if start.startswith(b"<"):
-        return "SVG" if b"<svg" in start or b"<!doctype svg" in start else "XML text"
-    return "text"
-
-
-def _looks_like_tga(head: bytes) -> bool:
-    # TGA has no magic number: a header whose fields agree with each other is all there is.
-    if len(head) < 18:
-        return False
-    has_map, kind, map_bits, depth = head[1], head[2], head[7], head[16]
-    width, height = struct.unpack_from("<HH", head, 12)
-    is_mapped = has_map == 1 and kind in (1, 9) and map_bits in (15, 16, 24, 32) and depth in (8, 16)
-    is_direct = has_map == 0 and kind in (2, 3, 10, 11) and depth in (8, 15, 16, 24, 32)
-    return (is_mapped or is_direct) and width > 0 and height > 0
-
-
 def decode_image(data: bytes, *, min_side_px: int | None = None, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodedImage:
     """Decode the first picture in `data`, turned upright, to RGB.
 
@@ -309,7 +192,7 @@ def decode_image(data: bytes, *, min_side_px: int | None = None, limits: DecodeL
     _check_length(len(data), limits)
     format = sniff_format(data[:1024])
     if format not in _READERS:
-        raise _refuse_kind(format)
+        raise refuse_format(format)
     if format == "WEBP":
         _check_webp_header(data, limits)  # its reader takes memory for the whole canvas when it opens
     with _reading(format, data):
@@ -332,14 +215,6 @@ def _reading(format: str, data: bytes) -> Iterator[None]:
         _this_thread.is_reading = False
 
 
-def _refuse_kind(kind: str) -> ImageError:
-    if kind in (*_DECODED, *_REFUSED_PICTURES, "SVG", "TGA", "camera raw"):
-        advice = _ADVICE.get(kind, "Convert it to JPEG or PNG")
-        return ImageError("unsupported-format", f"{kind}. {advice}")
-    article = "" if kind.endswith(("text", "data", "video")) else "a "
-    return ImageError("not-an-image", f"this is {article}{kind}, not a picture")
-
-
 def _check_webp_header(data: bytes, limits: DecodeLimits) -> None:
     if len(data) < 30 or len(data) < 8 + int.from_bytes(data[4:8], "little"):
         raise _truncated()
@@ -359,7 +234,7 @@ def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
     if width <= 0 or height <= 0:
         raise ImageError("damaged", f"the picture is {width} x {height} pixels")
     if width * height > limits.max_pixels:
-        limit = f"{limits.max_pixels / 1e6:g} megapixels, --max-pixels"
+        limit = f"{limits.max_pixels / 1e6:g} megapixels"
         raise ImageError("too-many-pixels", f"{width} x {height} (limit {limit})")
     if max(size) > limits.max_side_px:
         raise ImageError("too-many-pixels", f"{width} x {height} (limit {limits.max_side_px} pixels a side)")
@@ -375,7 +250,7 @@ def _decode(format: str, data: bytes, min_side_px: int | None, limits: DecodeLim
     tiff_orientation = None
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         if 50706 in image.tag_v2 or (image.tag_v2.get(254) == 1 and 330 in image.tag_v2):
-            raise _refuse_kind("camera raw")  # DNG, or IFD 0 holds only the preview (NEF, ARW)
+            raise refuse_format("camera raw")  # DNG, or IFD 0 holds only the preview (NEF, ARW)
         tiff_orientation = image.tag_v2.get(_ORIENTATION_TAG, 1)
         notes += ["first-frame"] if image.tag_v2.next else []
     if isinstance(image, PngImagePlugin.PngImageFile):

@@ -43,7 +43,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.num_folds = num_folds
         self.seed = seed
 
-    def fit(self, X: Sequence[PictureSource], y: Sequence[Any]) -> ImageClassifier:  # noqa: N803
+    def fit(self, X: Sequence[PictureSource], y: Sequence[Any]) -> ImageClassifier:
         """Choose and fit the head. Raises ConfigError for parameters, DataError that lists all unusable pictures."""
         settings = make_settings(self.get_params(deep=False))
         if len(X) != len(y):
@@ -70,36 +70,34 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.head_ = self.selection_.head
         return self
 
-    def predict_proba(self, X: Sequence[PictureSource]) -> np.ndarray:  # noqa: N803
+    def predict_proba(self, X: Sequence[PictureSource]) -> np.ndarray:
         """float32 (N, K), columns as `classes_`. Raises DataError that lists all unusable pictures."""
         check_is_fitted(self, "head_")
         with FeatureCache() as cache:
             pictures = self._extract(X, cache)
             return compute_probs(self.head_, [picture.sha256 for picture in pictures], self._extractor, cache)
 
-    def predict(self, X: Sequence[PictureSource]) -> np.ndarray:  # noqa: N803
+    def predict(self, X: Sequence[PictureSource]) -> np.ndarray:
         """The most probable class of each picture, (N,)."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+        best = self.predict_proba(X).argmax(axis=1)
+        return np.asarray(self.classes_[best])
 
-    def _extract(self, X: Sequence[PictureSource], cache: FeatureCache) -> list[Picture]:  # noqa: N803
-        pictures: list[Picture] = []
-        problems: list[str] = []
+    def _extract(self, X: Sequence[PictureSource], cache: FeatureCache) -> list[Picture]:
+        if not len(X):
+            raise DataError("X holds no picture. Expected at least 1.")
+        pictures: dict[int, Picture] = {}
+        problems: dict[int, str] = {}
         for (index, source), digest in map_bounded(_hash_or_fail, enumerate(X), count_cpus()):
             if isinstance(digest, ImageError):
-                problems.append(str(digest.at(name_source(source, index))))
+                problems[index] = str(digest.at(name_source(source, index)))
             else:
-                pictures.append(Picture(digest, source))
-        raise_all(DataError, problems)
-        failures = extract_features(pictures, self._extractor, cache).failures
-        raise_all(
-            DataError,
-            [
-                str(failures[picture.sha256].at(name_source(picture.source, index)))
-                for index, picture in enumerate(pictures)
-                if picture.sha256 in failures
-            ],
-        )
-        return pictures
+                pictures[index] = Picture(digest, source)
+        failures = extract_features([*pictures.values()], self._extractor, cache).failures
+        for index, picture in pictures.items():
+            if picture.sha256 in failures:
+                problems[index] = str(failures[picture.sha256].at(name_source(picture.source, index)))
+        raise_all(DataError, [problems[index] for index in sorted(problems)])
+        return [*pictures.values()]
 
     def __getstate__(self) -> dict[str, Any]:
         # A session of ONNX Runtime cannot be copied; it is made again from the backbone's name.

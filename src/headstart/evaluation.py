@@ -204,7 +204,7 @@ def save_evaluation(
     MissingDependencyError when pyarrow is needed and absent. The same arguments give the same bytes.
     """
     place = Path(folder)
-    replaced = _find_own_files(place)
+    replaced = find_own_files(place)
     files = {"rows.csv": evaluation.to_csv(), "mistakes.csv": evaluation.mistakes_to_csv()}
     if parquet:
         files["rows.parquet"] = _format_parquet(evaluation)
@@ -380,7 +380,7 @@ def _format_parquet(evaluation: Evaluation) -> bytes:
     return buffer.getvalue()
 
 
-def _find_own_files(place: Path) -> set[str]:
+def find_own_files(place: Path) -> set[str]:
     """The names of an evaluation saved in `place`; DataError unless it is one, or an empty folder, or absent."""
     try:
         if not place.exists() or not any(place.iterdir()):

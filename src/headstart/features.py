@@ -157,7 +157,7 @@ class Picture:
 
 @dataclass
 class Extraction:
-    """What a pass found: facts of the pictures that decode, verdicts on the others, how many went through the network."""
+    """What a pass found: facts of the pictures that decode, verdicts on the others, how many were run."""
 
     facts: dict[str, ImageFacts] = field(default_factory=dict)
     failures: dict[str, ImageError] = field(default_factory=dict)

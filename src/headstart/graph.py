@@ -1,7 +1,7 @@
 """ONNX nodes for preprocessing, pooling and heads, and the joining of graphs.
 
-Every graph here takes `image`, one RGB picture as uint8 (H, W, 3) of any size, so that training, evaluation, the command
-line and any other ONNX Runtime see the same pixels by construction.
+Every graph here takes `image`, one RGB picture as uint8 (H, W, 3) of any size, so that training, evaluation, the
+command line and any other ONNX Runtime see the same pixels by construction.
 """
 
 from __future__ import annotations

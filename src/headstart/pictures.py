@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from headstart._files import compute_sha256
-from headstart.decode import DecodedImage, ImageFacts, convert_pixels, decode_image, describe_pixels, read_image_file
+from headstart.decode import DecodedImage, convert_pixels, decode_image, describe_pixels, read_image_file
 from headstart.errors import ImageError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -78,8 +78,8 @@ class Classifier:
         Raises ImageError for a picture that cannot be used, DataError that lists all such pictures of a sequence.
         """
         if _is_single(pictures):
-            return _require([*self.predict_each([pictures])])[0]
-        return _require([*self.predict_each(pictures)])
+            return _require([*self.predict_each([cast("PictureSource", pictures)])])[0]
+        return _require([*self.predict_each(cast("Sequence[PictureSource]", pictures))])
 
     def predict_each(
         self, pictures: Iterable[PictureSource], num_threads: int | None = None

@@ -100,11 +100,11 @@ def _write_parquet(
 
     names, labels, probs, errors = [], [], [], []
     for path, outcome in outcomes:
-        failed = isinstance(outcome, ImageError)
+        failure = outcome if isinstance(outcome, ImageError) else None
         names.append(escape_text(path))
+        errors.append(f"{failure.code}: {failure.reason}" if failure else None)
         labels.append(None if isinstance(outcome, ImageError) else outcome.label)
         probs.append(np.full(len(classes), np.nan, np.float32) if isinstance(outcome, ImageError) else outcome.probs)
-        errors.append(f"{outcome.code}: {outcome.reason}" if failed else None)
     columns = {"path": names, "predicted": pyarrow.array(labels, pyarrow.string())}
     for number, name in enumerate(classes):
         columns[f"probability_{name}"] = np.array([row[number] for row in probs], np.float32)

@@ -104,7 +104,7 @@ def _render_headline(figures: dict[str, Any], options: ConsoleOptions) -> Iterat
 
 
 def _render_classes(figures: dict[str, Any], options: ConsoleOptions) -> Iterator[RenderableType]:
-    """Every class, or of many the weakest. Yellow and marked: the whole interval is under the accuracy."""
+    """Every class, or of many the weakest. Yellow and marked: its interval lies under the accuracy's."""
     from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
@@ -125,7 +125,7 @@ def _render_classes(figures: dict[str, Any], options: ConsoleOptions) -> Iterato
     any_weak = False
     for row in shown:
         recall = row["recall"]
-        weak = row["n"] > 0 and recall["high"] < figures["accuracy"]["value"]
+        weak = row["n"] > 0 and recall["high"] < figures["accuracy"]["low"]
         any_weak |= weak
         bar = Text(_draw_bar(recall["value"] or 0.0, bar_width, options), style="yellow" if weak else "green")
         table.add_row(

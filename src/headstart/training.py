@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from headstart import __version__
+from headstart._files import show_path
 from headstart.artifact import ArtifactMetadata, build_artifact, parse_artifact
 from headstart.backbones.catalog import Backbone, load_backbone
 from headstart.calibration import apply_temperature
@@ -142,7 +143,7 @@ def fit_head(
         len({key for key, other in zip(keys, labels, strict=True) if other == k}) for k in range(num_classes)
     )
     if smallest < 2:
-        raise DataError("Every class needs training pictures of at least 2 groups, so that one can test the other.")
+        raise DataError(_say_few_groups(records, keys, num_classes))
     counts = np.bincount(labels, minlength=num_classes)
     num_folds = min(settings.num_folds, smallest)
     num_repeats = max(1, min(_MAX_REPEATS, _ENOUGH_OUT_OF_FOLD // len(labels)))
@@ -159,7 +160,18 @@ def fit_head(
         penalties=PENALTIES if settings.penalty == "auto" else (float(settings.penalty),),
         class_weights=len(labels) / (num_classes * counts) if settings.class_weights == "balanced" else None,
         rng=np.random.default_rng(settings.seed),
-        on_stage=lambda stage: progress(stage, 0, 0),
+        on_progress=progress,
+    )
+
+
+def _say_few_groups(records: Sequence[ImageRecord], keys: Sequence[str], num_classes: int) -> str:
+    """Names a picture of each such class, because the names of the classes are not known here."""
+    members = [[i for i, record in enumerate(records) if record.label == k] for k in range(num_classes)]
+    examples = [show_path(records[m[0]].path) for m in members if m and len({keys[i] for i in m}) < 2]
+    return (
+        f"All training pictures of a class are in one group, or are the same picture: those of the class of "
+        f"{', '.join(examples) or 'no picture'}. Cross-validation needs at least 2 groups per class, so that one can "
+        "test the other. Add pictures, or use smaller groups."
     )
 
 

@@ -149,7 +149,8 @@ def load_backbone(name: str = DEFAULT_BACKBONE) -> Backbone:
     digest = compute_sha256(data)
     if digest != entry.sha256:
         raise BackboneError(
-            f"{file} is not the published file of {name}: its SHA-256 is {digest}, expected {entry.sha256}. {entry.advice}"
+            f"{file} is not the published file of {name}: its SHA-256 is {digest}, expected {entry.sha256}. "
+            + entry.advice
         )
     half = (0.5, 0.5, 0.5)
     preprocess = PreprocessSpec(entry.input_size_px, entry.crop_frac, mean=half, std=half)

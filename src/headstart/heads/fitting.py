@@ -14,6 +14,7 @@ coordinates scaled by the curvature at the start; on principal components that t
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,11 @@ _MAX_HALVINGS = 20
 _SUFFICIENT_DECREASE = 1e-4
 # float32 sums over the rows repeat to about this share; a smaller decrease cannot be told from none.
 _OBJECTIVE_NOISE = 2e-7
+# What may be held at a time, in float32 numbers: 32 MiB of logits, and 256 MiB of histories over all problems.
+_MAX_LOGITS = 2**23
+_MAX_HISTORY = 2**26
+
+Objective = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
@@ -61,6 +67,18 @@ def fit_logistic(
     summing to 1, 0 for a row that the problem leaves out; `penalties` (B,) above 0. A problem is solved when no entry
     of its scaled gradient exceeds `tolerance` times the largest at the start.
     """
+    numbers_per_problem = 2 * (_HISTORY + 2) * (rows.shape[1] + 1) * num_classes
+    count = max(1, _MAX_HISTORY // numbers_per_problem)
+    starts = range(0, len(penalties), count)
+    parts = [slice(start, start + count) for start in starts]
+    return np.concatenate(
+        [_fit_together(rows, labels, weights[p], penalties[p], num_classes, tolerance) for p in parts]
+    )
+
+
+def _fit_together(
+    rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, penalties: np.ndarray, num_classes: int, tolerance: float
+) -> np.ndarray:
     weights = np.ascontiguousarray(weights.T, dtype=np.float32)
     one_hot = np.zeros((len(rows), num_classes), np.float32)
     one_hot[np.arange(len(rows)), labels] = 1
@@ -88,7 +106,7 @@ def fit_logistic(
 
 
 def _compute_scale(rows: np.ndarray, penalties: np.ndarray, num_classes: int) -> np.ndarray:
-    """float32 (B, R + 1, 1): square root of the curvature along each coordinate where all classes are equally likely."""
+    """float32 (B, R + 1, 1): square root of the curvature along a coordinate where all classes are equally likely."""
     spread = (1 - 1 / num_classes) / num_classes
     curvature = np.ones((len(penalties), rows.shape[1] + 1, 1), np.float32) * spread
     curvature[:, :-1, 0] = spread * np.einsum("nr,nr->r", rows, rows) / len(rows) + penalties[:, None]
@@ -103,20 +121,24 @@ def _evaluate(
     num_problems, _, num_classes = params.shape
     coefs = params / scale
     flat = np.ascontiguousarray(coefs[:, :-1].transpose(1, 0, 2)).reshape(num_columns, num_problems * num_classes)
-    logits = (rows @ flat).reshape(num_rows, num_problems, num_classes)
-    logits += coefs[:, -1]
-    logits -= logits.max(axis=2, keepdims=True)
-    of_truth = np.einsum("nbk,nk->nb", logits, one_hot)
-    np.exp(logits, out=logits)
-    total = logits.sum(axis=2)
-    objective = np.einsum("nb,nb->b", weights, np.log(total) - of_truth, dtype=np.float64)
-    objective += 0.5 * np.einsum("brk,brk->b", ridge * coefs, coefs, dtype=np.float64)
-    logits *= (weights / total)[:, :, None]
-    logits -= one_hot[:, None] * weights[:, :, None]
-    gradient = np.empty_like(coefs)
-    product = rows.T @ logits.reshape(num_rows, -1)
+    objective = 0.5 * np.einsum("brk,brk->b", ridge * coefs, coefs, dtype=np.float64)
+    product = np.zeros_like(flat)
+    gradient = np.zeros_like(coefs)
+    count = max(1, _MAX_LOGITS // (num_problems * num_classes))
+    for start in range(0, num_rows, count):
+        part = slice(start, start + count)
+        logits = (rows[part] @ flat).reshape(-1, num_problems, num_classes)
+        logits += coefs[:, -1]
+        logits -= logits.max(axis=2, keepdims=True)
+        of_truth = np.einsum("nbk,nk->nb", logits, one_hot[part])
+        np.exp(logits, out=logits)
+        total = logits.sum(axis=2)
+        objective += np.einsum("nb,nb->b", weights[part], np.log(total) - of_truth, dtype=np.float64)
+        logits *= (weights[part] / total)[:, :, None]
+        logits -= one_hot[part, None] * weights[part, :, None]
+        product += rows[part].T @ logits.reshape(len(logits), -1)
+        gradient[:, -1] += logits.sum(axis=0)
     gradient[:, :-1] = product.reshape(num_columns, num_problems, num_classes).transpose(1, 0, 2)
-    gradient[:, -1] = logits.sum(axis=0)
     gradient += ridge * coefs
     return objective, gradient / scale
 
@@ -125,7 +147,7 @@ def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.einsum("brk,brk->b", left, right)[:, None, None]
 
 
-def _step(batch: _Batch, evaluate) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _step(batch: _Batch, evaluate: Objective) -> np.ndarray:
     """Move every problem by one L-BFGS step with backtracking; bool (B,): where no step lowers the objective."""
     direction = -_apply_inverse_hessian(batch)
     slope = _dot(batch.gradient, direction)

@@ -1,0 +1,38 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check docs clean
+
+# The base, as a user gets it.
+$(BIN)/headstart: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(BIN)/pytest: $(BIN)/headstart
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# Handwritten digits, once with the last layer as every tutorial has it, once with the layer that cross-validation picks.
+demo: $(BIN)/headstart
+	$(BIN)/python examples/digits.py demo/digits
+	$(BIN)/headstart train demo/digits --layers top --output demo/top-layer.onnx
+	$(BIN)/headstart train demo/digits --output demo/digits.onnx
+	$(BIN)/headstart predict demo/digits.onnx demo/digits/3/0003.png demo/digits/7/0007.png --top 3
+	@echo "Top layer:    $$($(BIN)/headstart inspect demo/top-layer.onnx | grep ^accuracy)"
+	@echo "Chosen layer: $$($(BIN)/headstart inspect demo/digits.onnx | grep ^accuracy)"
+
+test: $(BIN)/pytest
+	$(BIN)/python -m pytest -q
+
+check: $(BIN)/pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(BIN)/headstart
+	$(BIN)/python docs/make_cli_reference.py
+
+clean:
+	rm -rf $(VENV) demo build .pytest_cache .mypy_cache .ruff_cache

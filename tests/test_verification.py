@@ -1,0 +1,67 @@
+"""The comparison with plain ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import Trained
+from drawn_pictures import draw_picture
+from PIL import Image
+
+import headstart
+
+
+def test_small_pictures_agree(trained: Trained) -> None:
+    pictures = sorted(map(str, trained.shapes.rglob("*.png")))
+    told: list[tuple[int, int]] = []
+    agreement = headstart.verify_classifier(trained.file, pictures, on_progress=lambda *step: told.append(step))
+    assert (agreement.num_images, agreement.num_same_class, agreement.left_out) == (36, 36, ())
+    assert agreement.worst_difference < 1e-5
+    assert agreement.worst_path in pictures
+    assert told == [(done, 36) for done in range(1, 37)]
+
+
+def test_the_worst_difference_is_measured_against_the_bare_file(trained: Trained, tmp_path: Path) -> None:
+    """A large JPEG is read at a reduced scale by headstart only; the difference is computed here a second time."""
+    small = str(trained.shapes / "checks" / "00.png")
+    large = tmp_path / "large.jpg"
+    rng = np.random.default_rng(0)
+    pixels = np.kron(draw_picture("circles", 20), np.ones((24, 24, 1), np.uint8)).astype(np.int64)
+    Image.fromarray((pixels + rng.integers(-60, 61, pixels.shape)).clip(0, 255).astype(np.uint8)).save(large)
+    agreement = headstart.verify_classifier(trained.file, [small, str(large)])
+    session = onnxruntime.InferenceSession(str(trained.file), providers=["CPUExecutionProvider"])
+    (bare,) = session.run(None, {"image": np.asarray(Image.open(large))})
+    ours = headstart.load(trained.file).predict(large).probs
+    assert agreement.worst_path == str(large)
+    assert agreement.worst_difference == pytest.approx(np.abs(bare - ours).max(), abs=1e-6)
+    assert 1e-5 < agreement.worst_difference < 0.05
+
+
+def test_pictures_that_cannot_be_decoded_are_left_out(trained: Trained, tmp_path: Path) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    agreement = headstart.verify_classifier(trained.file, [str(text), str(trained.shapes / "checks" / "00.png")])
+    assert agreement.num_images == 1
+    assert [(error.code, error.path) for error in agreement.left_out] == [("not-an-image", str(text))]
+
+
+def test_paths_that_are_not_utf_8(trained: Trained, tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("file names are text here")
+    odd = os.fsencode(tmp_path) + b"/m\xff[red]\n.onnx"
+    shutil.copy(os.fsencode(trained.file), odd)
+    picture = os.fsencode(tmp_path) + b"/p\xff.png"
+    shutil.copy(os.fsencode(trained.shapes / "checks" / "00.png"), picture)
+    agreement = headstart.verify_classifier(os.fsdecode(odd), [os.fsdecode(picture)])
+    assert (agreement.num_images, agreement.num_same_class) == (1, 1)
+
+
+def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(headstart.ArtifactError, match="There is no such file"):
+        headstart.verify_classifier(tmp_path / "none.onnx", [])
