@@ -11,7 +11,6 @@ import pytest
 from drawn_pictures import write_shapes
 
 import headstart
-
 from headstart.backbones.catalog import Backbone, load_backbone
 from headstart.features import Extractor
 
