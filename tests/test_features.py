@@ -347,7 +347,7 @@ def test_kills_at_any_moment_lose_little_and_leave_nothing_wrong(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """20 kills into one cache, each while the extraction of new pictures is under way, then a run to the end."""
-    num_rounds, num_new = 20, 12
+    num_rounds, num_new = 20, 16
     folder = tmp_path / "pictures"
     pictures = make_pictures(folder, num_rounds * num_new)
     measured = start_child(folder, tmp_path / "measured")
@@ -364,9 +364,11 @@ def test_kills_at_any_moment_lose_little_and_leave_nothing_wrong(
         child, following = following, start_child(folder, own_cache)  # the next one starts meanwhile
         assert hear(child) == "ready"
         tell(child, number * num_new)
-        time.sleep(rng.uniform(0, 1.2 * duration_s))
+        time.sleep(rng.uniform(0, duration_s))
         child.kill()
         output, _ = child.communicate(timeout=30)
+        # Other load on the machine changes how long it takes.
+        duration_s *= 0.7 if "done" in output else 1.15
         num_killed += "done" not in output
         connection = sqlite3.connect(own_cache / "features.sqlite")
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -375,8 +377,8 @@ def test_kills_at_any_moment_lose_little_and_leave_nothing_wrong(
     following.kill()
     following.communicate(timeout=30)
     assert counts == sorted(counts)  # what was committed stays
-    assert num_killed >= 4
-    assert len(set(counts)) >= 4
+    assert num_killed >= 8
+    assert len(set(counts)) >= 6
     tiny = Extractor(make_tiny_backbone())
     rest = extract(pictures, tiny)
     assert rest.num_cached == counts[-1]

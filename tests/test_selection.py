@@ -304,7 +304,7 @@ def test_pictures_that_are_all_alike_are_no_error(num_images: int) -> None:
 # Parts
 
 
-@pytest.mark.parametrize("shape", [(200, 90), (100, 400), (1500, 700)])  # each Gram matrix, and the range finder
+@pytest.mark.parametrize("shape", [(200, 90), (100, 400), (800, 400)])  # each Gram matrix, and the range finder
 def test_components_span_what_the_exact_decomposition_spans(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     rank = min(shape)
@@ -357,7 +357,8 @@ def test_large_tables_are_screened_on_a_part_and_fitted_on_all(monkeypatch: pyte
         return table[indices]
 
     found = select_head(read, LAYOUT, labels, make_folds(labels), 3, rng=np.random.default_rng(0))
-    assert reads == [70, 50, 70, 70, 60, 70, 70, 60, 70, 70, 70, 70, 70, 70, 70, 10]
+    assert max(reads) <= 70  # never more rows in memory than asked for at once
+    assert sum(reads) == 120 + 200 + 200 + 500
     assert {score.num_images for score in found.scores if score.is_finalist} == {200}
     assert {score.num_images for score in found.scores if not score.is_finalist} == {120}
     assert found.head.layers == MID
