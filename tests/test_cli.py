@@ -437,7 +437,13 @@ def test_odd_names_of_outputs(odd: Path) -> None:
 
 
 def start(*arguments: object, cwd: Path, **options: Any) -> subprocess.Popen[bytes]:
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from headstart.cli import main; main()"
+    # A shell may have started the tests with Ctrl-C ignored, which children inherit.
+    code = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from headstart.cli import main
+main()
+"""
     environment = {**os.environ, "PYTHONPATH": str(Path(headstart.__file__).parents[1]), **options.pop("env", {})}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, cwd=cwd, env=environment, **options)

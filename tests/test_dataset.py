@@ -493,7 +493,7 @@ def test_csv_files_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
         (
             b"path,label\nc/1.jpg,caf\xe9\nd/1.jpg,dog\n",
             r"The class name 'caf\xe9' cannot be kept in a classifier: expected 1 to 200 printable characters "
-            "in UTF-8. Rename it.",
+            "in UTF-8. Rename its folder, or save its table in UTF-8.",
         ),
         (
             "path,label\nc/1.jpg,cat\n",
@@ -700,7 +700,7 @@ LAYOUT = (
             r"  The class name 'a\x07' cannot be kept in a classifier: expected 1 to 200 printable characters "
             "in UTF-8. Rename it.\n"
             r"  The class name 'b\xff' cannot be kept in a classifier: expected 1 to 200 printable characters "
-            "in UTF-8. Rename it.",
+            "in UTF-8. Rename its folder, or save its table in UTF-8.",
         ),
     ],
 )

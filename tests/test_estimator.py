@@ -182,7 +182,7 @@ def test_columns_of_pandas(shapes: tuple[list[str], list[str]], new: list[Path])
     paths, labels = (pandas.Series(values, index=range(100, 116)) for values in shapes)
     estimator = headstart.ImageClassifier(**QUICK).fit(paths, labels)
     assert estimator.predict(pandas.Series(new, index=[7, 5])).tolist() == ["stripes", "checks"]
-    with pytest.raises(headstart.DataError, match="^nowhere.png: unreadable"):
+    with pytest.raises(headstart.DataError, match=r"^nowhere\.png: unreadable"):
         estimator.predict(pandas.Series(["nowhere.png"], index=[7]))
 
 
@@ -219,13 +219,13 @@ def test_parameters_are_checked_when_fitting() -> None:
 
 def test_nothing_to_predict(shapes: tuple[list[str], list[str]]) -> None:
     estimator = headstart.ImageClassifier(**QUICK).fit(*shapes)
-    with pytest.raises(headstart.DataError, match="^X holds no picture"):
+    with pytest.raises(headstart.DataError, match=r"^X holds no picture"):
         estimator.predict([])
 
 
 def test_a_class_of_one_picture_twice_is_named(tmp_path: Path, warm_cache: Path) -> None:
     paths = sorted(map(str, write_shapes(tmp_path / "shapes", 3, ("checks", "stripes")).rglob("*.png")))
     with pytest.raises(
-        headstart.DataError, match="one group, or are the same picture: those of the class of .*checks/00"
+        headstart.DataError, match=r"one group, or are the same picture: those of the class of .*checks/00"
     ):
         headstart.ImageClassifier(**QUICK).fit([paths[0], paths[0], *paths[3:]], ["a", "a", "b", "b", "b"])

@@ -239,7 +239,7 @@ def test_files_that_are_no_classifier(tmp_path: Path, trained: Trained) -> None:
         headstart.load(tmp_path / "none.onnx")
     damaged = bytearray(trained.file.read_bytes())
     damaged[9999] ^= 1
-    with pytest.raises(headstart.ArtifactError, match="^The file is damaged, or was edited after it was saved"):
+    with pytest.raises(headstart.ArtifactError, match=r"^The file is damaged, or was edited after it was saved"):
         headstart.load(bytes(damaged))
 
 

@@ -1,4 +1,4 @@
-"""The recipe as a whole: what is used, what is chosen by what, what repeats, and that the user's files stay as they are."""
+"""The recipe as a whole: what is used, what is chosen by what, what repeats, what stays untouched."""
 
 from __future__ import annotations
 
@@ -360,8 +360,8 @@ def test_a_class_that_is_too_small_after_decoding_is_named(tmp_path: Path) -> No
     with pytest.raises(headstart.DataError) as caught:
         train(root)
     assert str(caught.value) == (
-        f"Class 'stripes' has 1 training picture, in {root}/stripes (headstart check lists what was left out, and why). "
-        "Training needs at least 2 per class. Add pictures, or leave it out with --exclude stripes."
+        f"Class 'stripes' has 1 training picture, in {root}/stripes (headstart check lists what was left out, and "
+        "why). Training needs at least 2 per class. Add pictures, or leave it out with --exclude stripes."
     )
 
 

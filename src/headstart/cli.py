@@ -62,12 +62,13 @@ def main() -> None:
         _discard_output()
         sys.exit(1)
     except OSError as error:
+        if error.filename is None:
+            _discard_output()
         where = show_path(str(error.filename)) if error.filename else "standard output"
         print(
             f"Error: {where} cannot be used: {error.strerror or error}. Check the disk and permissions.",
             file=sys.stderr,
         )
-        _discard_output()
         sys.exit(2)
 
 
@@ -242,8 +243,13 @@ def _check_evaluation_folder(folder: Path, parquet: bool) -> None:
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"The folder {show_path(str(folder))} cannot be made or written to. Choose another --output.")
-    if parquet and find_spec("pyarrow") is None:
-        raise MissingDependencyError("--parquet needs pyarrow. Install it with: pip install 'headstart[parquet]'")
+    if parquet:
+        _check_pyarrow("--parquet")
+
+
+def _check_pyarrow(option: str) -> None:
+    if find_spec("pyarrow") is None:
+        raise MissingDependencyError(f"{option} needs pyarrow. Install it with: pip install 'headstart[parquet]'")
 
 
 def _save_evaluation(record: Any, target: Path, sha256: str, parquet: bool, seconds: float) -> Path:
@@ -294,6 +300,8 @@ def predict(
         raise ConfigError(f"--format is {show_path(format)}. Expected one of {', '.join(FORMATS)}.")
     if format == "parquet" and output is None:
         raise ConfigError("--format parquet needs --output FILE: it is not for a screen.")
+    if format == "parquet":
+        _check_pyarrow("--format parquet")
     if output is not None:
         _check_folder_of(output)
         if output.is_dir():

@@ -215,10 +215,10 @@ def _suggest_sibling(source: str) -> str:
     try:
         siblings = sorted(os.listdir(parent or "."))
     except OSError:
-        return ""
+        siblings = []
     # Only the name is replaced, so that the suggestion can be pasted.
-    hint = suggest(name, siblings)
-    return hint.replace("'", f"'{os.path.join(parent, '')}", 1) if hint and parent else hint
+    hint = show_path(suggest(name, siblings)) or " Check the path."
+    return hint.replace("'", f"'{show_path(os.path.join(parent, ''))}", 1) if parent else hint
 
 
 def _compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
@@ -376,6 +376,8 @@ def _draft_tree(root: str, pattern: re.Pattern[str] | None, follow_links: bool) 
         f"Expected {shown}/<class>/<picture>, such as {shown}/cats/1.jpg and {shown}/dogs/2.jpg, or the same inside "
         f"{shown}/train and {shown}/test, or names that hold the class, such as {shown}/cat_1.jpg."
     )
+    if pattern:
+        layout = f"Expected names in which the pattern {pattern.pattern!r} finds the classes."
     draft = _Draft(layout, problems=walk.problems, ignored=walk.ignored)
     split_of = _find_split_folders(walk.folders, shown)
     placed: list[tuple[str, str | None, list[str]]] = []  # path, split, parts below the split
@@ -572,7 +574,7 @@ def _assemble(source: str, draft: _Draft, exclude: Sequence[str]) -> ImageDatase
     ]
     classes = _sort_classes(trained)
     if len(classes) < 2:
-        raise DataError(_say_too_few_classes(source, draft, items, exclude))
+        raise DataError(_say_too_few_classes(source, draft, items, trained, exclude))
     index = {name: number for number, name in enumerate(classes)}
     records = [
         ImageRecord(item.path, index[item.class_name], item.split, item.group)
@@ -598,9 +600,11 @@ def _check_class_names(names: Iterable[str]) -> None:
     seen: dict[str, str] = {}
     for name in sorted(names):
         if len(name) > _MAX_CLASS_CHARS or show_path(name) != name:
+            is_text = not any("\udc80" <= char <= "\udcff" for char in name)
             wrong.append(
                 f"The class name '{show_path(name[:_MAX_CLASS_CHARS])}' cannot be kept in a classifier: "
-                f"expected 1 to {_MAX_CLASS_CHARS} printable characters in UTF-8. Rename it."
+                f"expected 1 to {_MAX_CLASS_CHARS} printable characters in UTF-8. "
+                f"{'Rename it.' if is_text else 'Rename its folder, or save its table in UTF-8.'}"
             )
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
         other = seen.setdefault(folded, name)
@@ -629,16 +633,22 @@ def _compare_splits(items: Sequence[_Item], trained: set[str]) -> list[Problem]:
     return problems
 
 
-def _say_too_few_classes(source: str, draft: _Draft, items: Sequence[_Item], exclude: Sequence[str]) -> str:
+def _say_too_few_classes(
+    source: str, draft: _Draft, items: Sequence[_Item], trained: set[str], exclude: Sequence[str]
+) -> str:
     counts = Counter(item.class_name for item in items)
-    seen = [f"class '{name}' with {_say_pictures(count)}" for name, count in sorted(counts.items())]
+    seen = [
+        f"class '{name}' with {_say_pictures(count)}{'' if name in trained else ', none of them for training'}"
+        for name, count in sorted(counts.items())
+    ]
     seen += [f"empty folder {show_path(folder)}" for folder in draft.empty_folders]
     seen += [f"excluded class '{show_path(name)}'" for name in exclude]
     left_out = Counter(problem.code for problem in draft.problems if problem.severity == "left-out")
     seen += [f"{_say_pictures(count)} left out ({code})" for code, count in sorted(left_out.items())]
     seen += [f"{count} {kind}" for kind, count in sorted(draft.ignored.items())]
+    found = "no class" if not counts else "only one class" if len(counts) == 1 else "only one class to train on"
     text = (
-        f"{show_path(source)} has {'no class' if not counts else 'only one class'}, and a classifier needs at least 2. "
+        f"{show_path(source)} has {found}, and a classifier needs at least 2. "
         f"Seen: {', '.join(seen) or 'nothing'}. {draft.layout}"
     )
     inner = sorted({os.path.dirname(item.path) for item in items}, key=_path_key)

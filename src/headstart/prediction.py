@@ -133,7 +133,7 @@ class Classifier:
             if on_progress:
                 on_progress(done, len(records))
         if not used:
-            raise DataError(f"None of the {len(records)} pictures in {show_path(dataset.source)} can be used.")
+            raise DataError(_say_none_usable(dataset, problems))
         return Evaluation(
             classes=self.classes,
             paths=tuple(record.path for record in used),
@@ -176,9 +176,20 @@ def select_part(dataset: ImageDataset, split: str | None = None) -> list[Any]:
     if split is None:
         split = next((name for name in ("test", "validation") if name in present), None)
     elif split not in present:
-        known = ", ".join(sorted(name for name in present if name)) or "none"
-        raise DataError(f"{show_path(dataset.source)} has no split '{split}'. Splits there: {known}.")
+        known = ", ".join(sorted(name for name in present if name))
+        advice = f"Splits there: {known}." if known else "It is not divided: name no split, and all of it is used."
+        raise DataError(f"{show_path(dataset.source)} has no split '{show_path(split)}'. {advice}")
     return [record for record in dataset.records if split is None or record.split == split]
+
+
+def _say_none_usable(dataset: ImageDataset, failures: Sequence[ImageError]) -> str:
+    reasons = [(problem.path, problem.message) for problem in dataset.problems if problem.severity == "left-out"]
+    reasons += [(failure.path, failure.reason) for failure in failures]
+    path, reason = reasons[0]
+    return (
+        f"None of the {len(reasons)} pictures in {show_path(dataset.source)} can be used. The first is "
+        f"{show_path(path or '')}: {reason}. headstart check lists all."
+    )
 
 
 def _is_single(pictures: Any) -> bool:
