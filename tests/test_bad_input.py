@@ -169,6 +169,7 @@ def foreign(name: str) -> Make:
 CASES: list[tuple[str, Make, str, str]] = [
     # What is given as pictures
     ("a folder that is not there", nothing, "train nowhere", "nowhere does not exist. Check the path."),
+    ("no path", nothing, "train ''", "The path is empty. Expected the path of a folder or a file."),
     ("a folder with a slip in its name", nothing, "train shape", "shape does not exist. Did you mean 'shapes'?"),
     (
         "a folder in a folder that is not there",
@@ -612,7 +613,7 @@ CASES: list[tuple[str, Make, str, str]] = [
         "an output of another kind",
         nothing,
         "train shapes --output shapes.pt",
-        "--output is shapes.pt. Expected a name that ends in .onnx.",
+        "--output is shapes.pt. Expected a name that ends in .onnx, such as pets.onnx.",
     ),
     (
         "an output in a folder that is not there",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,9 +199,16 @@ def test_columns_of_pandas(shapes: tuple[list[str], list[str]], new: list[Path])
             "2 problems:\n  Class 'a' has 1 picture. Training needs at least 2 per class.\n"
             "  Class 'b' has 1 picture. Training needs at least 2 per class.",
         ),
+        (
+            3,
+            ["a", None, float("nan")],
+            "y has no label for 2 of 3 pictures, the first is number 1.",
+        ),
+        (2, [["a"], ["b"]], "y has the shape (2, 1). Expected one label for each picture, shape (N,)."),
+        (2, np.array(["a", 1], object), "y mixes kinds of labels that have no order: int, str. Use one kind."),
     ],
 )
-def test_labels_that_cannot_be_used(num_pictures: int, labels: list[str], message: str) -> None:
+def test_labels_that_cannot_be_used(num_pictures: int, labels: Any, message: str) -> None:
     with pytest.raises(headstart.DataError) as caught:
         headstart.ImageClassifier().fit(["x.png"] * num_pictures, labels)
     assert str(caught.value) == message

@@ -169,8 +169,18 @@ def test_one_picture_that_cannot_be_used(classifier: headstart.Classifier, tmp_p
         with pytest.raises(ImageError) as caught:
             classifier.predict(source)
         assert str(caught.value) == text
-    with pytest.raises(ImageError, match="picture 0: unsupported-pixels: got int, expected"):
-        classifier.predict(5)
+    # Things that iterate, but not over pictures, are one wrong picture and not thousands.
+    content = bytearray(b"bytes")
+    for source, found in (
+        (5, "int"),
+        (content, "bytearray"),
+        (memoryview(content), "memoryview"),
+        (io.BytesIO(content), "BytesIO"),
+        (np.zeros((), np.uint8), r"shape \(\)"),
+        (np.zeros(4, np.uint8), r"shape \(4,\)"),
+    ):
+        with pytest.raises(ImageError, match=f"^picture 0: unsupported-pixels: got {found}, expected"):
+            classifier.predict(source)
 
 
 def test_a_list_names_all_that_cannot_be_used(classifier: headstart.Classifier, files: list[Path]) -> None:

@@ -211,7 +211,9 @@ def _check_target(target: Path) -> None:
     from headstart.artifact import read_artifact
 
     if target.suffix != ".onnx":
-        raise ConfigError(f"--output is {show_path(str(target))}. Expected a name that ends in .onnx.")
+        raise ConfigError(
+            f"--output is {show_path(str(target))}. Expected a name that ends in .onnx, such as pets.onnx."
+        )
     _check_folder_of(target)
     if target.exists():
         try:

@@ -184,6 +184,8 @@ def list_images(source: Any, *, follow_links: bool = False) -> tuple[list[str], 
 def _check_source(source: str, *, any_file: bool = False) -> Literal["folder", "csv", "parquet", "file"]:
     """What kind of source a path is. DataError when it is none; `any_file` accepts every regular file."""
     shown = show_path(source)
+    if not source:
+        raise DataError("The path is empty. Expected the path of a folder or a file.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
         raise DataError(f"{shown} is a web address. Download it first, unpack it, and give the folder.")
     try:

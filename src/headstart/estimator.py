@@ -48,7 +48,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         settings = make_settings(self.get_params(deep=False))
         if len(X) != len(y):
             raise DataError(f"X has {len(X)} pictures and y has {len(y)} labels. Expected one label for each picture.")
-        self.classes_, labels = np.unique(np.asarray(y), return_inverse=True)
+        self.classes_, labels = _number_labels(np.asarray(y))
         counts = np.bincount(labels, minlength=len(self.classes_))
         problems = [
             f"Class {name!r} has 1 picture. Training needs at least 2 per class."
@@ -107,6 +107,20 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         super().__setstate__(state)
         if "head_" in state:
             self._extractor = Extractor(load_backbone(self.backbone))
+
+
+def _number_labels(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted classes, and each label's number among them."""
+    if y.ndim != 1:
+        raise DataError(f"y has the shape {y.shape}. Expected one label for each picture, shape (N,).")
+    gaps = [index for index, label in enumerate(y.tolist()) if label is None or label != label]
+    if gaps:
+        raise DataError(f"y has no label for {len(gaps)} of {len(y)} pictures, the first is number {gaps[0]}.")
+    try:
+        return np.unique(y, return_inverse=True)
+    except TypeError:
+        kinds = ", ".join(sorted({type(label).__name__ for label in y.tolist()}))
+        raise DataError(f"y mixes kinds of labels that have no order: {kinds}. Use one kind.") from None
 
 
 def _hash_or_fail(item: tuple[int, PictureSource]) -> str | ImageError:

@@ -194,8 +194,10 @@ def _say_none_usable(dataset: ImageDataset, failures: Sequence[ImageError]) -> s
 
 def _is_single(pictures: Any) -> bool:
     if isinstance(pictures, np.ndarray):
-        return pictures.ndim in (2, 3) and pictures.dtype.kind not in "OUS"
-    return isinstance(pictures, (str, bytes, os.PathLike)) or not isinstance(pictures, Iterable)
+        return pictures.ndim <= 3 and pictures.dtype.kind not in "OUS"
+    # What iterates over bytes or lines is no sequence of pictures either; its refusal names the type.
+    is_buffer = isinstance(pictures, (str, bytes, bytearray, memoryview)) or hasattr(pictures, "read")
+    return is_buffer or isinstance(pictures, os.PathLike) or not isinstance(pictures, Iterable)
 
 
 def _require(outcomes: list[Prediction | ImageError]) -> list[Prediction]:
