@@ -15,8 +15,10 @@ from conftest import Trained
 from drawn_pictures import run_obeying_permissions, snapshot, write_picture, write_shapes
 
 import headstart
+from headstart.config import TrainSettings
+from headstart.dataset import ImageRecord
 from headstart.graph import PooledLayer
-from headstart.training import TrainingRecord
+from headstart.training import TrainingRecord, fit_head
 
 TWO = ("checks", "stripes")
 
@@ -147,8 +149,11 @@ def test_all_sources_give_the_same_classifier(tmp_path: Path, warm_cache: Path) 
     columns = {"path": [str(path) for path in paths], "label": labels}
     frames = [pandas.DataFrame(columns), polars.DataFrame(columns)]
     frames[0].to_parquet(tmp_path / "shapes.parquet")
+    for path, label in zip(paths, labels, strict=True):
+        write_picture(tmp_path / "renamed" / label / f"of-{path.stem}.png", label, int(path.stem))
     expected = train(root)._data
     for classifier in (
+        train(tmp_path / "renamed"),
         train(paths, labels=labels),
         train(np.array(columns["path"]), labels=np.array(labels)),
         train(table),
@@ -252,6 +257,25 @@ def test_the_same_pictures_and_seed_give_the_same_bytes(tmp_path: Path, monkeypa
         saved.append({p.name: p.read_bytes() for p in (tmp_path / name).rglob("*.*") if "cache" not in str(p)})
     assert saved[0].keys() == {"shapes.onnx", "evaluation.json", "rows.csv", "mistakes.csv"}
     assert saved[0] == saved[1]
+
+
+def test_the_seed_decides_what_chance_decides(own_cache: Path) -> None:
+    """Beyond 192 pictures the principal axes are found by random projections. The features are made up here."""
+    extractor = headstart.Extractor(headstart.load_backbone())
+    names = [f"{number:064x}" for number in range(200)]
+    labels = [number % 2 for number in range(200)]
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((200, extractor.layout.num_features), np.float32) + np.array(labels)[:, None] / 20
+    records = [ImageRecord(name, label, "train", sha256=name) for name, label in zip(names, labels, strict=True)]
+    with headstart.FeatureCache() as cache:
+        recipe = cache.get_recipe(extractor.recipe_key, "made up")
+        cache.add_features(recipe, list(zip(names, rows.astype(np.float16), strict=True)))
+        scores = [
+            fit_head(records, 2, extractor, cache, TrainSettings(num_folds=2, seed=seed), lambda *_: None).scores
+            for seed in (0, 0, 1)
+        ]
+    assert scores[0] == scores[1]
+    assert scores[0] != scores[2]
 
 
 def test_nothing_is_computed_twice(tmp_path: Path) -> None:
