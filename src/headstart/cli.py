@@ -15,6 +15,7 @@ import typer
 
 from headstart import __version__
 from headstart._files import show_path, write_atomic
+from headstart.backbones.catalog import DEFAULT_BACKBONE
 from headstart.errors import ConfigError, HeadstartError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _stop(note: str) -> typer.Exit:
 def train(
     source: SourceArgument,
     output: Annotated[Path | None, typer.Option(help="Classifier file to write. Default: SOURCE.onnx here.")] = None,
-    backbone: Annotated[str, typer.Option(help="Pretrained network; see headstart backbones.")] = "efficientnet-lite0",
+    backbone: Annotated[str, typer.Option(help="Pretrained network; see headstart backbones.")] = DEFAULT_BACKBONE,
     layers: Annotated[str, typer.Option(help="auto: choose layers and pooling; top: the last layer.")] = "auto",
     penalty: Annotated[str, typer.Option(help="auto: choose the L2 penalty; or a number above 0.")] = "auto",
     class_weights: Annotated[str, typer.Option(help="none, or balanced: every class weighs the same.")] = "none",
