@@ -1082,8 +1082,12 @@ def test_a_cache_that_cannot_be_cleared(work: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     "change",
-    [lambda content: b"no database at all", lambda content: content[: len(content) // 2]],
-    ids=["text", "cut"],
+    [
+        lambda content: b"no database at all",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:32768] + bytes(byte ^ 0x5A for byte in content[32768:]),
+    ],
+    ids=["text", "cut", "scrambled"],
 )
 def test_a_damaged_cache_is_begun_anew(work: Path, own_cache: Path, change: Callable[[bytes], bytes]) -> None:
     file = own_cache / "features.sqlite"

@@ -447,6 +447,7 @@ from headstart.cli import main
 main()
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(headstart.__file__).parents[1]), **options.pop("env", {})}
+    environment.pop("PYTHONUNBUFFERED", None)  # buffered as usual, so that failures show late
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, cwd=cwd, env=environment, **options)
 
@@ -499,9 +500,10 @@ def test_a_reader_that_leaves_early(work: Path, command: list[str], num_read: in
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_the_output(work: Path) -> None:
+@pytest.mark.parametrize("command", ["predict shapes.onnx shapes", "inspect shapes.onnx --json"])
+def test_a_full_disk_behind_the_output(work: Path, command: str) -> None:
     with open("/dev/full", "wb") as full:
-        process = start("predict", "shapes.onnx", "shapes", cwd=work, stdout=full, stderr=subprocess.PIPE)
+        process = start(*command.split(), cwd=work, stdout=full, stderr=subprocess.PIPE)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert err.decode() == (

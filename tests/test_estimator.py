@@ -140,6 +140,12 @@ def test_cross_validation_and_grid_search_run_the_backbone_once(tmp_path: Path) 
     assert search.predict(paths).tolist() == labels
 
 
+def test_parameters_from_a_grid_of_numpy(shapes: tuple[list[str], list[str]]) -> None:
+    grid = {"num_folds": np.arange(2, 4), "penalty": np.array([0.1, 1], np.float32), "seed": np.array([5])}
+    search = GridSearchCV(headstart.ImageClassifier(layers="top"), grid, cv=2, error_score="raise").fit(*shapes)
+    assert search.best_estimator_.head_.penalty == pytest.approx(search.best_params_["penalty"])
+
+
 def test_not_fitted(new: list[Path]) -> None:
     for method in ("predict", "predict_proba"):
         with pytest.raises(NotFittedError, match="This ImageClassifier instance is not fitted yet"):

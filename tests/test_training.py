@@ -228,16 +228,15 @@ def test_settings_are_checked_all_at_once_before_anything_is_read() -> None:
         headstart.train(
             "nowhere", layers="midle", penalty=0, test_frac=1, num_folds=1, seed=-1, class_weight="balanced"
         )
-    text = str(caught.value)
-    for part in (
-        "There is no setting 'class_weight'. Did you mean 'class_weights'?",
-        "layers is 'midle'. Expected 'auto' or 'top'.",
-        "penalty is 0. Expected 'auto' or a number above 0, such as 0.1.",
-        "test_frac is 1. Expected a share from 0 to below 1, such as 0.2.",
-        "num_folds is 1. Expected a whole number from 2 to 20.",
-        "seed is -1. Expected a whole number from 0 to 4294967295.",
-    ):
-        assert part in text
+    assert str(caught.value) == (
+        "6 problems:\n"
+        "  There is no setting 'class_weight'. Did you mean 'class_weights'?\n"
+        "  layers is 'midle'. Expected 'auto' or 'top'.\n"
+        "  penalty is 0. Expected 'auto' or a number above 0, such as 0.1.\n"
+        "  test_frac is 1. Expected a share from 0 to below 1, such as 0.2.\n"
+        "  num_folds is 1. Expected a whole number from 2 to 20.\n"
+        "  seed is -1. Expected a whole number from 0 to 4294967295."
+    )
 
 
 # What repeats

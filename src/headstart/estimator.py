@@ -45,7 +45,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Sequence[PictureSource], y: Sequence[Any]) -> ImageClassifier:
         """Choose and fit the head. Raises ConfigError for parameters, DataError that lists all unusable pictures."""
-        settings = make_settings(self.get_params(deep=False))
+        # A grid made by NumPy holds its scalars.
+        params = self.get_params(deep=False).items()
+        settings = make_settings({name: v.item() if isinstance(v, np.generic) else v for name, v in params})
         if len(X) != len(y):
             raise DataError(f"X has {len(X)} pictures and y has {len(y)} labels. Expected one label for each picture.")
         self.classes_, labels = _number_labels(np.asarray(y))
