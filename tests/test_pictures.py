@@ -81,3 +81,8 @@ def test_what_is_no_picture_is_an_image_error(source: object) -> None:
             continue  # any bytes have a hash
         with pytest.raises(ImageError):
             use(source)  # type: ignore[operator]
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    with pytest.raises(ImageError, match="got a picture of 0 x 5 pixels"):
+        load_picture(PIL.Image.new("RGB", (0, 5)))

@@ -17,7 +17,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[BinaryIO
     """Replace `path` by a complete file, or leave it as it was.
 
     A sibling is written, flushed to disk and renamed over the target, then the folder is flushed, so that a crash or
-    a power cut shows the old file or the new one. Raises HeadstartError when nothing was written.
+    a power cut shows the old file or the new one. Raises HeadstartError, which says whether it was written.
     """
     target = Path(path)
     # The name does not depend on the target's, which may already be as long as a name can be.
@@ -37,11 +37,16 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[BinaryIO
         except BaseException:
             sibling.unlink(missing_ok=True)
             raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise HeadstartError(
+            f"Cannot write {show_path(str(target))}: {getattr(error, 'strerror', None) or error}. Nothing was changed. "
+            "Choose another place with --output, or make room there."
+        ) from error
+    try:
         _sync_folder(target.parent)
     except OSError as error:
         raise HeadstartError(
-            f"Cannot write {target}: {error.strerror or error}. Nothing was changed. "
-            "Choose another place with --output, or make room there."
+            f"{show_path(str(target))} was written, but may not survive a power cut: {error.strerror or error}."
         ) from error
 
 

@@ -462,6 +462,8 @@ def convert_pixels(image: NDArray[Any] | PIL.Image.Image) -> NDArray[np.uint8]:
     anything else, and what decode_image raises for a PIL image that cannot be loaded.
     """
     if isinstance(image, PIL.Image.Image):
+        if 0 in image.size:
+            raise _unexpected_pixels(f"a picture of {image.width} x {image.height} pixels")
         with _reading("", b""):
             image.load()
             orientation, _ = _read_orientation(image)
