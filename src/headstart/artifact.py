@@ -53,14 +53,13 @@ _HASH_ENTRY_BYTES = len(_HASH_ENTRY_START) + 64
 
 
 def build_artifact(model: onnx.ModelProto, metadata: ArtifactMetadata) -> bytes:
-    """The bytes of a classifier file, checked as if they were read; the last 64 are their SHA-256 in hex.
+    """The bytes of a classifier file, checked as if they were read but not run; the last 64 are their SHA-256 in hex.
 
     `model` is not changed; its own metadata_props are not kept. The same model and metadata give the same bytes.
     Raises ArtifactError when the file would be refused on reading.
     """
     data = _serialize(model, metadata)
     parse_artifact(data)
-    create_session(data)
     return data
 
 
@@ -71,6 +70,7 @@ def save_artifact(path: str | os.PathLike[str], model: onnx.ModelProto, metadata
     """
     try:
         data = build_artifact(model, metadata)
+        create_session(data)
     except ArtifactError as error:
         raise ArtifactError(f"{show_path(os.fspath(path))} was not written. {error}") from error
     write_atomic(path, data)

@@ -181,7 +181,7 @@ def train(
     if record.evaluation is not None:
         from headstart.summary import render_summary
 
-        console.print(render_summary(record.evaluation))
+        console.print(render_summary(record.evaluation, record.evaluation.compute_figures(record.settings.seed)))
         if len(record.evaluations) > 1:
             print_parts(console, [render_accuracy("The validation part", record.evaluations["validation"]), ""])
     else:

@@ -51,11 +51,12 @@ def split_dataset(dataset: ImageDataset, *, test_frac: float = 0.2, seed: int = 
             raise DataError(text)
         return dataset
     in_test = _choose_test_keys(records, test_frac, seed)
-    split = tuple(replace(record, split="test" if _get_key(record) in in_test else "train") for record in records)
+    split = tuple(replace(record, split="test" if get_split_key(record) in in_test else "train") for record in records)
     return replace(dataset, records=split)
 
 
-def _get_key(record: ImageRecord) -> str:
+def get_split_key(record: ImageRecord) -> str:
+    """What stays together on every split: the record's group, or else its SHA-256. Raises DataError without either."""
     if record.group is None and not record.sha256:
         raise DataError(f"{show_path(record.path)} has no hash yet. Call hash_images before split_dataset.")
     return record.group if record.group is not None else record.sha256
@@ -72,7 +73,7 @@ def _choose_test_keys(records: Sequence[ImageRecord], test_frac: float, seed: in
         return set()
     sizes: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))  # key -> class -> pictures
     for record in records:
-        sizes[_get_key(record)][record.label] += 1
+        sizes[get_split_key(record)][record.label] += 1
     draws = {key: _draw(seed, key) for key in sizes}
     by_class: defaultdict[int, list[str]] = defaultdict(list)
     for key in sorted(sizes, key=lambda key: (draws[key], key)):

@@ -12,7 +12,7 @@ import numpy as np
 
 from headstart import __version__
 from headstart._files import show_path
-from headstart.artifact import ArtifactMetadata, build_artifact, parse_artifact
+from headstart.artifact import ArtifactMetadata, build_artifact
 from headstart.backbones.catalog import Backbone, load_backbone
 from headstart.calibration import apply_temperature
 from headstart.config import TrainSettings, make_settings
@@ -35,7 +35,7 @@ from headstart.heads.linear import LinearHead, build_classifier
 from headstart.heads.selection import PENALTIES, Selection, select_head
 from headstart.parallel import count_cpus
 from headstart.prediction import Classifier
-from headstart.splits import assign_folds, split_dataset
+from headstart.splits import assign_folds, get_split_key, split_dataset
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); total is 0 where it is not known."""
@@ -96,7 +96,7 @@ def train(
         dataset, num_threads=count_cpus(), on_progress=lambda done, total: progress("reading files", done, total)
     )
     dataset = split_dataset(resolve_duplicates(dataset), test_frac=chosen.test_frac, seed=chosen.seed)
-    check_classes(dataset)
+    check_classes(dataset)  # a class that is too small is told before any network runs
     extractor = Extractor(load_backbone(chosen.backbone))
     with FeatureCache() as cache:
         pictures = [Picture(record.sha256, record.path) for record in dataset.records]
@@ -121,7 +121,7 @@ def train(
     progress("checking the classifier", 0, 0)
     metadata = make_metadata(dataset, extractor.backbone, record)
     data = build_artifact(build_classifier(extractor.backbone, selection.head), metadata)
-    return Classifier(*parse_artifact(data), training=record)
+    return Classifier(metadata, data, training=record)
 
 
 _SPLITS = ("train", "validation", "test")
@@ -138,10 +138,11 @@ def fit_head(
     """Choose and fit the head on cached features. Raises DataError when a class cannot be spread over folds."""
     recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
     labels = np.array([record.label for record in records], np.int64)
-    keys = [record.group or record.sha256 for record in records]
-    smallest = min(
-        len({key for key, other in zip(keys, labels, strict=True) if other == k}) for k in range(num_classes)
-    )
+    keys = [get_split_key(record) for record in records]
+    groups: list[set[str]] = [set() for _ in range(num_classes)]
+    for key, label in zip(keys, labels, strict=True):
+        groups[label].add(key)
+    smallest = min(map(len, groups))
     if smallest < 2:
         raise DataError(_say_few_groups(records, keys, num_classes))
     counts = np.bincount(labels, minlength=num_classes)
