@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from headstart.backbones.catalog import Backbone
     from headstart.features import FeatureLayout
+    from headstart.heads.dense import DenseHead
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,11 @@ class LinearHead:
     intercept: np.ndarray
     penalty: float
     temperature: float
+    kind: Literal["linear", "svm"] = "linear"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.intercept)
 
     def compute_logits(self, rows: np.ndarray, layout: FeatureLayout) -> np.ndarray:
         """float32 (N, K), before temperature, from cached rows float16 (N, layout.num_features)."""
@@ -41,21 +47,33 @@ class LinearHead:
             start += block.shape[1]
         return logits
 
+    def add_nodes(self, builder: GraphBuilder, maps: Sequence[tuple[PooledLayer, int, int]]) -> str:
+        """Nodes from feature maps, as `add_pooling` takes them, to logits / temperature, (1, K)."""
+        coef, intercept = (
+            builder.constant((values.astype(np.float64) / self.temperature).astype(np.float32), name)
+            for values, name in ((self.coef, "head.coef"), (self.intercept, "head.intercept"))
+        )
+        return builder.add("Gemm", add_pooling(builder, maps), coef, intercept)
 
-def build_classifier(backbone: Backbone, head: LinearHead) -> onnx.ModelProto:
+    def to_json(self) -> dict[str, Any]:
+        """What the classifier file says under `headstart.head`."""
+        return {
+            "kind": self.kind,
+            "layers": [[pooled.layer, pooled.grid] for pooled in self.layers],
+            "penalty": self.penalty,
+            "temperature": self.temperature,
+        }
+
+
+def build_classifier(backbone: Backbone, head: LinearHead | DenseHead) -> onnx.ModelProto:
     """Picture uint8 (H, W, 3) to `probabilities` float32 (K,): backbone up to the head's layers, pooling, head."""
     builder = GraphBuilder(prefix="head_")
     maps = [(pooled, backbone.get_layer(pooled.layer)) for pooled in head.layers]
-    features = add_pooling(builder, [(pooled, layer.channels, layer.size) for pooled, layer in maps])
-    coef = builder.constant((head.coef.astype(np.float64) / head.temperature).astype(np.float32), "head.coef")
-    intercept = builder.constant(
-        (head.intercept.astype(np.float64) / head.temperature).astype(np.float32), "head.intercept"
-    )
-    logits = builder.add("Gemm", features, coef, intercept)
+    logits = head.add_nodes(builder, [(pooled, layer.channels, layer.size) for pooled, layer in maps])
     probs = builder.add("Softmax", logits, axis=1)
     builder.add("Squeeze", probs, builder.int_constant(0), output=PROBABILITIES)
     layers = list(dict.fromkeys(pooled.layer for pooled in head.layers))
-    return extend_graph(backbone.model, layers, builder, PROBABILITIES, len(head.intercept))
+    return extend_graph(backbone.model, layers, builder, PROBABILITIES, head.num_classes)
 
 
 def describe_layers(layers: Sequence[PooledLayer]) -> str:
