@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,12 +140,13 @@ def _convert_names(
     if not timm.is_model(architecture):
         return state
     module = sys.modules[timm.model_entrypoint(architecture).__module__]
-    convert = next((getattr(module, name) for name in _FILTERS if hasattr(module, name)), None)
+    found = (getattr(module, name, None) for name in _FILTERS)
+    convert: Callable[..., dict[str, torch.Tensor]] | None = next(filter(None, found), None)
     if convert is None:
         return state
     takes_model = "model" in inspect.signature(convert).parameters
     try:
-        return dict(convert(dict(state), model) if takes_model else convert(dict(state)))
+        return dict(convert(dict(state), *([model] if takes_model else [])))
     except Exception as error:  # written for files of the family; of others the comparison tells more
         _logger.info("timm's %s.%s: %r", module.__name__, convert.__name__, error)
         return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,11 @@ def _download_from_hub(config: Any) -> tuple[Path, str | None]:
 def _download_from_address(config: Any) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise OfflineModeIsEnabled
-    urllib.request.urlopen(config.url, timeout=_TIMEOUT_S).close()  # torch.hub would wait without end
+    try:
+        urllib.request.urlopen(config.url, timeout=_TIMEOUT_S).close()  # torch.hub would wait without end
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
     file = _get_torch_hub_file(config)
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.hub.download_url_to_file(config.url, str(file), _get_digest_in_name(file))

@@ -75,12 +75,14 @@ def _load_file(path: Path, shown: str) -> Any:
         _check_zip(path, shown)
     elif head[:1] != b"\x80":
         raise BackboneError(
-            f"{shown} is no weights file: by its first bytes it is {sniff_format(head)}. Expected .safetensors, or .pth "
+            f"{shown} is no weights file: its first bytes say {sniff_format(head)}. Expected .safetensors, or .pth "
             "as torch.save writes it."
         )
+    # torch.load goes by the extension `.safetensors` of a path, and maps memory of a path only.
+    mapped = head[:2] == b"PK" and path.suffix.lower() != ".safetensors"
     # timm's training script saves its arguments beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=head[:2] == b"PK")
+    with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _check_zip(path: Path, shown: str) -> None:
