@@ -306,7 +306,7 @@ def test_weights_of_timm_are_loaded_without_the_classifier(tmp_path: Path, name:
         ("densenet121", "densenet121", {"classifier"}),
         ("inception_v3", "inception_v3", {"fc", "AuxLogits"}),
         ("regnet_y_400mf", "regnety_004", {"head"}),  # of other names, which timm knows
-        ("regnet_x_400mf", "regnetx_004", {"head"}),
+        ("regnet_x_400mf", "regnetx_004_tv", {"head"}),
     ],
 )
 def test_torchvision_models_are_loaded_as_they_are(tmp_path: Path, twin: str, name: str, dropped: set[str]) -> None:

@@ -29,8 +29,9 @@ _HEAD_PARTS = frozenset([*_HEAD_NAMES.split(), "AuxLogits", "aligner", "merger"]
 _FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")  # their names in timm's modules
 
 # timm's architectures whose tensors stand in the same order as those of torchvision's model under other names, and
-# which compute the same. Not here: EfficientNet-B5 to B7, EfficientNetV2 and MobileNetV3 (other eps of batch norm),
-# ViT, Swin and RegNet (other order). VGG, ResNet, DenseNet and Inception need nothing: the names are the same.
+# which compute the same. Not here: EfficientNet-B5 to B7, EfficientNetV2 and MobileNetV3 (batch norm has another eps),
+# ViT, Swin and MaxViT (another order). VGG, ResNet, DenseNet, Inception and RegNet need nothing: they have the same
+# names, or timm's own conversion knows torchvision's.
 TORCHVISION_TWINS = {
     "convnext_tiny": "convnext_tiny",
     "convnext_small": "convnext_small",
