@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -34,6 +34,102 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         raise_all(ConfigError, _find_problems(asdict(self)))
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a dense head is trained, or a network fine-tuned.
+
+    optimizer: `adamw`, `adam`, `adamax`, `rmsprop` or `sgd`.
+    learning_rate: of the head (of everything, with layer_decay 1), above 0.
+    momentum: of sgd, 0 to below 1.
+    weight_decay: decoupled for adamw, otherwise added to the gradient, from 0.
+    epochs: passes over the training pictures, 1 to 10,000.
+    batch_size: pictures a step, 1 to 4096.
+    patience: epochs without a better validation value after which training stops; None never stops.
+    monitor: `loss` or `accuracy` of the validation pictures; the best epoch by it is kept.
+    validation_frac: share of the training pictures that is put aside for that, above 0 to 0.5.
+    augment: a preset of `headstart augment`: none, flip, light, tutorial, strong.
+    num_views: how many augmented views of a picture the frozen part of the network computes and keeps, 1 to 100; where
+        the whole network is trained, every epoch draws new ones.
+    label_smoothing: share of the target that is spread over all classes, 0 to below 1.
+    class_weights: `none`, or `balanced` to give every class the same total weight.
+    warmup_frac: share of the steps in which the rate rises from 0, 0 to below 1.
+    schedule: `cosine` lets the rate fall to nothing, `constant` keeps it.
+    layer_decay: the rate of each module is that of the one above it times this, above 0 to 1.
+    ema: average the weights over the last steps and judge and keep the average.
+    seed: of everything random, from 0.
+    """
+
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    epochs: int = 10
+    batch_size: int = 32
+    patience: int | None = None
+    monitor: str = "loss"
+    validation_frac: float = 0.15
+    augment: str = "none"
+    num_views: int = 4
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    warmup_frac: float = 0.0
+    schedule: str = "constant"
+    layer_decay: float = 1.0
+    ema: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        raise_all(ConfigError, _find_fit_problems(self))
+
+
+OPTIMIZERS = ("adamw", "adam", "adamax", "rmsprop", "sgd")
+
+
+def _find_fit_problems(values: FitSettings) -> Iterator[str]:
+    for name, known in (
+        ("optimizer", OPTIMIZERS),
+        ("monitor", ("loss", "accuracy")),
+        ("schedule", ("cosine", "constant")),
+        ("class_weights", ("none", "balanced")),
+    ):
+        if (value := getattr(values, name)) not in known:
+            yield f"{name} is {value!r}.{suggest(str(value), known)} Expected one of {', '.join(known)}."
+    for name, low, high in (("epochs", 1, 10_000), ("batch_size", 1, 4096), ("num_views", 1, 100)):
+        value = getattr(values, name)
+        if not (type(value) is int and low <= value <= high):
+            yield f"{name} is {value!r}. Expected a whole number from {low} to {high:,}."
+    if values.patience is not None and not (type(values.patience) is int and values.patience >= 1):
+        yield f"patience is {values.patience!r}. Expected a whole number from 1, or None."
+    for name, low, high, says in (
+        ("learning_rate", 1e-12, 100, "a number above 0, such as 0.001"),
+        ("momentum", 0, 0.999999, "a number from 0 to below 1"),
+        ("weight_decay", 0, 100, "a number from 0, such as 0.01"),
+        ("validation_frac", 0.001, 0.5, "a share from 0.001 to 0.5"),
+        ("label_smoothing", 0, 0.999, "a share from 0 to below 1"),
+        ("warmup_frac", 0, 0.999, "a share from 0 to below 1"),
+        ("layer_decay", 0.01, 1, "a number from 0.01 to 1"),
+    ):
+        value = getattr(values, name)
+        if not (_is_number(value) and low <= value <= high):
+            yield f"{name} is {value!r}. Expected {says}."
+    if type(values.seed) is not int or not 0 <= values.seed < 2**32:
+        yield f"seed is {values.seed!r}. Expected a whole number from 0 to 4294967295."
+
+
+def make_fit_settings(values: Mapping[str, Any], **defaults: Any) -> FitSettings:
+    """Settings from keyword arguments over `defaults`. Raises ConfigError that names every unknown or wrong one."""
+    known = {field.name for field in fields(FitSettings)}
+    unknown = [f"There is no setting '{name}'.{suggest(name, known)}" for name in values if name not in known]
+    given = {**defaults, **{name: value for name, value in values.items() if name in known}}
+    try:
+        settings = FitSettings(**given)
+    except ConfigError as error:
+        raise_all(ConfigError, [*unknown, str(error)])
+        raise
+    raise_all(ConfigError, unknown)
+    return settings
 
 
 def make_settings(values: Mapping[str, Any]) -> TrainSettings:

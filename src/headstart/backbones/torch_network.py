@@ -12,9 +12,13 @@ from timm.models import PretrainedCfg
 
 from headstart.backbones.catalog import CATALOG, RANDOM_WEIGHTS, TIMM_PREFIX, TORCHVISION_NAMES
 from headstart.backbones.network_layers import NetworkLayer, list_aliases, list_layers
-from headstart.backbones.weights import digest_weights, fetch_weights, fit_weights, load_lite_weights, read_weights
+from headstart.backbones.weights import fit_weights, load_lite_weights
+from headstart.backbones.weights_download import fetch_weights
+from headstart.backbones.weights_file import digest_weights, read_weights
 from headstart.errors import BackboneError, suggest
 from headstart.graph import PreprocessSpec
+
+RANDOM_SOURCE = "random weights"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +72,7 @@ def load_network(
     module = create_model(full_name, size if input_size_px else None, seed)
     if weights == RANDOM_WEIGHTS:
         digest = hashlib.sha256(f"random weights of {architecture}, seed {seed}".encode()).hexdigest()
-        source = "random weights"
+        source = RANDOM_SOURCE
     elif weights is not None:
         fit_weights(module, read_weights(Path(weights)), Path(weights))
         digest, source = digest_weights(Path(weights)), f"the file {Path(weights).name}"
