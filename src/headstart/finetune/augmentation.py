@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,9 +77,9 @@ class Augmentation:
 
     def to_json(self) -> str:
         """One line that is the same for equal augmentations and for no others: for the key of a cache."""
-        defaults = {field.name: field.default for field in fields(self)}
         values = {
-            name: float(value) if isinstance(defaults[name], float) else value for name, value in asdict(self).items()
+            name: float(value) if type(value) is int and name not in _WHOLE else value
+            for name, value in asdict(self).items()
         }
         return json.dumps({"version": VIEW_VERSION, **values}, sort_keys=True)
 
