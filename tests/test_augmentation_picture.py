@@ -65,9 +65,11 @@ def test_operations_stand_alone_and_then_together() -> None:
 
 
 def test_the_seed_decides() -> None:
-    first, again, other = (render(PRESETS["strong"], seed=seed).tobytes() for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
+    first, again, other = (render(PRESETS["tutorial"], seed=seed) for seed in (1, 1, 2))
+    assert first.tobytes() == again.tobytes()
+    for column in range(2, 10):
+        assert cut_cell(first, 0, column).tobytes() != cut_cell(other, 0, column).tobytes()
+    assert len({cut_cell(first, 0, column).tobytes() for column in range(10)}) == 10
 
 
 def test_six_rows_at_most() -> None:

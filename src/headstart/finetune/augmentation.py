@@ -200,8 +200,8 @@ def warp(image: Image.Image, matrix: NDArray[np.float64], shift_frac: tuple[floa
     offset = size / 2 - back @ (size / 2 + shift)
     corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * size @ back.T + offset
     # Pillow leaves black what lies outside, so that many rows and columns are added as the corners reach beyond.
-    before = np.maximum(0, np.ceil(1 - corners.min(axis=0))).astype(int)
-    after = np.maximum(0, np.ceil(1 + corners.max(axis=0) - size)).astype(int)
+    before = np.maximum(0, np.ceil(-corners.min(axis=0))).astype(int)
+    after = np.maximum(0, np.ceil(corners.max(axis=0) - size)).astype(int)
     padding = [(before[1], after[1]), (before[0], after[0]), (0, 0)]
     padded = Image.fromarray(np.pad(np.asarray(image), padding, mode="edge"))
     (a, b), (d, e) = back
