@@ -124,7 +124,8 @@ def draw_view(
     In this order: cut (the square that the network's graph cuts, or a random piece) and resize; flip; rotation, shift,
     shear and zoom in one bilinear warp, what comes from outside being the nearest pixel; colour; RandAugment. Without
     augmentation it is the network's own input. Mixing is not done here. The same state of `rng` gives the same
-    bytes, in any thread. Mean and standard deviation of the network are not applied.
+    bytes, in any thread. The array is read-only; the network's mean and standard deviation are not applied. Validation
+    and test pictures must never come here.
     """
     height, width = pixels.shape[:2]
     if augmentation.resized_crop_min_frac is None:
