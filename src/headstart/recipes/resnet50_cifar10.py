@@ -41,7 +41,7 @@ RECIPE = Recipe(
     notes=(
         "Network, input size, pooling and the choice of the checkpoint are the tutorial's. Optimiser, rate, epochs, "
         "batch size and validation share were not found and are chosen here.",
-        "At 32 pixels ResNet50 ends in a map of 1 x 1: the last layers have seen the whole picture. Tutorials with "
-        "accuracies of 90 % on CIFAR-10 enlarge the pictures to 160 or 224 pixels first.",
+        "At 32 pixels ResNet50 ends in a map of 1 x 1. A tutorial that first enlarges the pictures to 224 pixels "
+        "publishes 89.94 % on validation (Mahdi Bani, Transfer Learning for CIFAR-10 Classification Using ResNet50).",
     ),
 )

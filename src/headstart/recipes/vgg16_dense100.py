@@ -46,5 +46,5 @@ RECIPE = Recipe(
         PublishedFigure("frozen", "training accuracy", 0.9968, "mean over the last of 5 epochs; 22,481 pictures"),
         PublishedFigure("frozen", "test accuracy", None, "the tutorial put no test part aside"),
     ),
-    notes=("The notebook puts the relative error of a validation accuracy of 98 % at 0.3 points.",),
+    notes=("The notebook itself gives its accuracies of 98 % an uncertainty of 0.3 points.",),
 )
