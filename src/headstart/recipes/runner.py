@@ -87,7 +87,9 @@ def run_recipe(
 
     frozen_path = output / f"{recipe.name}.onnx"
     start = time.monotonic()
-    classifier = headstart.train(**pictures, fit={**recipe.fit, **fit}, on_progress=on_progress, **settings)
+    classifier = headstart.train(
+        **pictures, fit=headstart.FitSettings(**{**recipe.fit, **fit}), on_progress=on_progress, **settings
+    )
     classifier.save(frozen_path)
     stages = [_measure("frozen", classifier, time.monotonic() - start)]
     if recipe.finetune is not None:
@@ -168,7 +170,7 @@ def render_result(result: RecipeResult) -> Iterator[RenderableType]:
             low, high = (format_percent(frac) for frac in figure.interval)
             conditions = f"{low} to {high} at 95 % confidence, {figure.num_images:,} pictures; {result.conditions}"
             value = format_percent(figure.accuracy)
-            figures.add_row("measured", stage.stage, f"{figure.part} accuracy", value, conditions, style="bold")
+            figures.add_row("measured", stage.stage, f"{figure.part} accuracy", value, Text(conditions), style="bold")
     yield figures
     yield ""
     yield _render_parameters(result)
