@@ -52,6 +52,8 @@ def test_names_are_the_files() -> None:
     others = {"__init__", "recipe", "runner", TRANSFER_GAIN}
     assert {path.stem for path in folder.glob("*.py")} - others == set(NAMES)
     assert TRANSFER_GAIN not in NAMES
+    page = (Path(__file__).parents[1] / "docs" / "from-keras.md").read_text()
+    assert not [name for name in (*NAMES, TRANSFER_GAIN) if f"`{name}`" not in page]
 
 
 def test_an_unknown_recipe_is_told_with_the_nearest() -> None:
