@@ -16,7 +16,7 @@ from PIL import Image
 from test_graph import SQUARES, in_grey_levels, make_preprocessor, make_scene, run
 
 from headstart.errors import ConfigError
-from headstart.finetune.augmentation import PRESETS, RANDAUGMENT, Augmentation, draw_view, find_preset, warp
+from headstart.finetuning.augmentation import PRESETS, RANDAUGMENT, Augmentation, draw_view, find_preset, warp
 
 SIZE_PX = 64
 WHOLE = in_grey_levels(SIZE_PX, 1.0)

@@ -10,8 +10,8 @@ pytest.importorskip("torch")
 from drawn_pictures import draw_picture
 from PIL import Image
 
-from headstart.finetune.augmentation import PRESETS, Augmentation, draw_view
-from headstart.finetune.augmentation_picture import render_grid
+from headstart.finetuning.augmentation import PRESETS, Augmentation, draw_view
+from headstart.finetuning.augmentation_picture import render_grid
 from headstart.graph import PreprocessSpec
 
 SPEC = PreprocessSpec(160, 1.0, mean=(0, 0, 0), std=(1, 1, 1))  # a cell's size: nothing is resized

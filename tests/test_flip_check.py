@@ -9,7 +9,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from headstart.errors import DataError
-from headstart.finetune.flip_check import check_flip
+from headstart.finetuning.flip_check import check_flip
 
 ARROWS = ("left", "right", "up", "down")
 Picture = tuple[np.ndarray, int]

@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from headstart.finetune.augmentation import Augmentation  # noqa: E402
-from headstart.finetune.mixing import Mix, draw_mix  # noqa: E402
+from headstart.finetuning.augmentation import Augmentation  # noqa: E402
+from headstart.finetuning.mixing import Mix, draw_mix  # noqa: E402
 
 NEXT = np.array([1, 2, 0])
 BOX = (0.25, 0.5, 0.625, 1.0)  # rows 1 and half of row 2 of four, columns 2 and 3

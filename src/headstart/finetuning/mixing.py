@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headstart.finetune.augmentation import Augmentation
+from headstart.finetuning.augmentation import Augmentation
 
 
 @dataclass(frozen=True, slots=True, eq=False)

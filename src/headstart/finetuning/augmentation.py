@@ -54,7 +54,7 @@ class Augmentation:
         30 (Cubuk et al. 2020, with torchvision's operations and scale).
     resized_crop_min_frac: instead of the centred square a piece of the picture, from this share of its area to all
         of it, its sides between 3:4 and 4:3 (Szegedy et al. 2015). None is off.
-    mixup_alpha, cutmix_alpha: parameter of the beta distribution, 0 is off; see headstart.finetune.mixing.
+    mixup_alpha, cutmix_alpha: parameter of the beta distribution, 0 is off; see headstart.finetuning.mixing.
 
     Raises ConfigError that lists every value out of range.
     """

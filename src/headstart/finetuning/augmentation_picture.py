@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from headstart.finetune.augmentation import Augmentation, draw_view
-from headstart.finetune.mixing import Mix, draw_mix
+from headstart.finetuning.augmentation import Augmentation, draw_view
+from headstart.finetuning.mixing import Mix, draw_mix
 from headstart.graph import PreprocessSpec
 
 MAX_ROWS = 6

@@ -10,7 +10,7 @@ import torch
 
 from headstart.feature_cache import FeatureCache
 from headstart.features import GraphRunner, Picture, Progress, extract_features
-from headstart.finetune.augmentation import VIEW_VERSION, Augmentation, draw_view
+from headstart.finetuning.augmentation import VIEW_VERSION, Augmentation, draw_view
 from headstart.graph import PreprocessSpec
 from headstart.parallel import count_cpus, map_bounded
 from headstart.pictures import load_picture

@@ -19,12 +19,12 @@ import torch
 from torch.nn import functional
 
 from headstart.config import FitSettings
-from headstart.finetune.augmentation import find_preset
-from headstart.finetune.checkpoints import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
-from headstart.finetune.history import EpochRow, write_history
-from headstart.finetune.mixing import draw_mix
-from headstart.finetune.model import TopModel
-from headstart.finetune.rows import Rows
+from headstart.finetuning.augmentation import find_preset
+from headstart.finetuning.checkpoints import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from headstart.finetuning.history import EpochRow, write_history
+from headstart.finetuning.mixing import draw_mix
+from headstart.finetuning.model import TopModel
+from headstart.finetuning.rows import Rows
 
 Progress = Callable[[str, int, int], None]
 

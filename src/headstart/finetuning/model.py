@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from headstart.backbones.catalog import Layer
-from headstart.finetune.cut import CutNetwork, pool_map
+from headstart.finetuning.cut import CutNetwork, pool_map
 from headstart.graph import PooledLayer
 from headstart.heads.dense import DenseHead
 from headstart.heads.linear import LinearHead
