@@ -469,7 +469,6 @@ def test_a_kill_at_any_step_of_a_save_leaves_one_checkpoint_whole(saver: Saver) 
         if not os.WIFSIGNALED(status):
             break
     assert status == 0
-    assert outcomes == sorted(outcomes)  # the earlier one up to a step, the later one from then on
     assert outcomes.count(0) > 5
     assert outcomes.count(1) > 1
     assert len(os.listdir(saver.folder)) == 2
