@@ -1,0 +1,1 @@
+"""Training in torch: augmentation, the loop, checkpoints, and the way back to ONNX."""
