@@ -24,7 +24,7 @@ from drawn_pictures import snapshot
 
 import headstart
 from headstart.errors import ConfigError, DataError, HeadstartError
-from headstart.finetune.checkpoints import (
+from headstart.finetuning.checkpoints import (
     check_folder,
     load_checkpoint,
     pack_optimizer,
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     limited = f"""
         import resource, signal, torch
         from pathlib import Path
-        from headstart.finetune.checkpoints import save_checkpoint
+        from headstart.finetuning.checkpoints import save_checkpoint
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         save_checkpoint(Path({str(tmp_path)!r}), "last", {{"x": torch.ones(100_000)}}, {{"n": 2}})
@@ -363,7 +363,7 @@ def test_what_is_no_folder_or_says_nothing_of_its_run_is_refused(tmp_path: Path)
 KILLED = """
     import os, signal, sys, torch
     from pathlib import Path
-    from headstart.finetune.checkpoints import load_checkpoint, save_checkpoint
+    from headstart.finetuning.checkpoints import load_checkpoint, save_checkpoint
 
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])

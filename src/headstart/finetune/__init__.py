@@ -1,1 +1,0 @@
-"""Training in torch: augmentation, the loop, checkpoints, and the way back to ONNX."""
