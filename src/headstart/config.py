@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE
+from headstart.backbones.catalog import DEFAULT_BACKBONE, is_known_backbone, say_unknown_backbone
 from headstart.errors import ConfigError, raise_all, suggest
 
 
@@ -14,10 +14,16 @@ from headstart.errors import ConfigError, raise_all, suggest
 class TrainSettings:
     """How a classifier is trained.
 
-    backbone: a name of `headstart backbones`.
+    backbone: a name of `headstart backbones`, or `timm:NAME` for any model of timm.
+    input_size_px: side of the square that the network sees; None is the side that it was trained at.
+    weights: a file of weights instead of the published ones, or `none` for random ones; None is the published.
     layers: `auto` to choose layers and pooling by cross-validation, `top` for the last layer under global average
-        pooling.
-    penalty: `auto` to choose it by cross-validation, or the L2 penalty itself, above 0.
+        pooling, or the name of a layer.
+    head: `linear` (logistic regression), `svm` (linear support vector machine), or `dense`.
+    penalty: `auto` to choose it by cross-validation, or the L2 penalty itself, above 0. For linear heads.
+    pooling, hidden, dropout, activation: of a dense head. `average`, `max` or `flatten`; units of each hidden layer
+        (ReLU); share dropped after each hidden layer, or before the output where none is hidden; `softmax`, or
+        `sigmoid` for two classes.
     class_weights: `none`, or `balanced` to give every class the same total weight.
     test_frac: share of each class that is put aside for the test, 0 to below 1, where the data name no test part.
     num_folds: folds of the cross-validation, 2 to 20; fewer where a class has fewer pictures.
@@ -25,8 +31,15 @@ class TrainSettings:
     """
 
     backbone: str = DEFAULT_BACKBONE
+    input_size_px: int | None = None
+    weights: str | None = None
     layers: str = "auto"
+    head: str = "linear"
     penalty: float | str = "auto"
+    pooling: str = "average"
+    hidden: tuple[int, ...] = ()
+    dropout: tuple[float, ...] = ()
+    activation: str = "softmax"
     class_weights: str = "none"
     test_frac: float = 0.2
     num_folds: int = 5
@@ -143,11 +156,14 @@ def make_settings(values: Mapping[str, Any]) -> TrainSettings:
 def _find_problems(values: Mapping[str, Any]) -> list[str]:
     problems = []
     backbone, penalty, test_frac = values["backbone"], values["penalty"], values["test_frac"]
-    if backbone not in list(CATALOG):
-        nearest = suggest(str(backbone), CATALOG)
-        problems.append(f"There is no backbone '{backbone}'.{nearest} Known: {', '.join(CATALOG)}.")
-    if values["layers"] not in ("auto", "top"):
-        problems.append(f"layers is {values['layers']!r}. Expected 'auto' or 'top'.")
+    if not (isinstance(backbone, str) and is_known_backbone(backbone)):
+        problems.append(say_unknown_backbone(str(backbone)))
+    size = values["input_size_px"]
+    if size is not None and not (type(size) is int and 8 <= size <= 4096):
+        problems.append(f"input_size_px is {size!r}. Expected a whole number from 8 to 4096, or None.")
+    if not isinstance(values["layers"], str):
+        problems.append(f"layers is {values['layers']!r}. Expected 'auto', 'top' or the name of a layer.")
+    problems += _find_head_problems(values)
     if penalty != "auto" and not (_is_number(penalty) and 0 < penalty < 1e6):
         problems.append(f"penalty is {penalty!r}. Expected 'auto' or a number above 0, such as 0.1.")
     if values["class_weights"] not in ("none", "balanced"):
@@ -159,6 +175,32 @@ def _find_problems(values: Mapping[str, Any]) -> list[str]:
     if not (type(values["seed"]) is int and 0 <= values["seed"] < 2**32):
         problems.append(f"seed is {values['seed']!r}. Expected a whole number from 0 to 4294967295.")
     return problems
+
+
+def _find_head_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, known in (
+        ("head", ("linear", "svm", "dense")),
+        ("pooling", ("average", "max", "flatten")),
+        ("activation", ("softmax", "sigmoid")),
+    ):
+        if values[name] not in known:
+            yield f"{name} is {values[name]!r}.{suggest(str(values[name]), known)} Expected one of {', '.join(known)}."
+    hidden, dropout = values["hidden"], values["dropout"]
+    if not (isinstance(hidden, tuple) and all(type(units) is int and 1 <= units <= 65_536 for units in hidden)):
+        yield f"hidden is {hidden!r}. Expected a tuple of units from 1 to 65536, such as (256, 128)."
+        hidden = ()
+    if not (isinstance(dropout, tuple) and all(_is_number(share) and 0 <= share < 1 for share in dropout)):
+        yield f"dropout is {dropout!r}. Expected a tuple of shares from 0 to below 1, such as (0.5, 0.7)."
+    elif len(dropout) > max(1, len(hidden)):
+        yield (
+            f"dropout names {len(dropout)} shares for {len(hidden)} hidden layers. "
+            "Expected one after each hidden layer, or one before the output where none is hidden."
+        )
+    if values["head"] != "dense":
+        dense = {"pooling": "average", "hidden": (), "dropout": (), "activation": "softmax"}
+        given = [name for name, default in dense.items() if values[name] != default]
+        if given:
+            yield f"{', '.join(given)}: for dense heads only. Add head 'dense', or leave it out."
 
 
 def _is_number(value: object) -> bool:

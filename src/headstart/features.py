@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime
 
 from headstart._files import compute_sha256
-from headstart.backbones.catalog import Backbone
+from headstart.backbones.catalog import Backbone, Layer
 from headstart.decode import DECODER_VERSION, ImageFacts
-from headstart.errors import ImageError
+from headstart.errors import ConfigError, ImageError, suggest
 from headstart.feature_cache import FeatureCache
 from headstart.graph import FEATURES, IMAGE, GraphBuilder, PooledLayer, PreprocessSpec, add_pooling, extend_graph
 from headstart.parallel import count_cpus, map_bounded
@@ -90,6 +90,30 @@ def plan_layout(backbone: Backbone) -> FeatureLayout:
 def _find_finest_grid(channels: int, size: int) -> int:
     fitting = [g for g in range(1, _MAX_GRID + 1) if g <= size and channels * g**2 <= _MAX_BLOCK_FEATURES]
     return max(fitting, default=1)
+
+
+def plan_single_layout(backbone: Backbone, name: str, pooling: str) -> FeatureLayout:
+    """One layer for a dense head: its mean (`average`), or its whole map. `name` may be `auto` or `top`: the last map.
+
+    Raises ConfigError for a layer that the backbone does not have.
+    """
+    if name in ("auto", "top"):
+        layer = next((each for each in reversed(backbone.layers) if each.size > 1), backbone.layers[-1])
+    else:
+        layer = find_layer(backbone, name)
+    grid = 1 if pooling == "average" else layer.size
+    return FeatureLayout((PooledLayer(layer.name, grid),), (layer.channels,))
+
+
+def find_layer(backbone: Backbone, name: str) -> Layer:
+    """The layer of that name. Raises ConfigError with the nearest name."""
+    names = [layer.name for layer in backbone.layers]
+    if name not in names:
+        raise ConfigError(
+            f"layers is '{name}'.{suggest(name, names)} {backbone.name} has the layers {', '.join(names)}; "
+            "'auto' chooses, 'top' is the last."
+        )
+    return backbone.get_layer(name)
 
 
 def list_candidates(layout: FeatureLayout) -> list[tuple[PooledLayer, ...]]:

@@ -6,7 +6,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from headstart._files import show_path
 from headstart.artifact import ArtifactMetadata, build_artifact
 from headstart.backbones.catalog import Backbone, load_backbone
 from headstart.calibration import apply_temperature
-from headstart.config import TrainSettings, make_settings
+from headstart.config import FitSettings, TrainSettings, make_settings
 from headstart.data_check import (
     DataReport,
     check_classes,
@@ -26,16 +27,30 @@ from headstart.data_check import (
 )
 from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
 from headstart.decode import DECODER_VERSION
-from headstart.errors import DataError
+from headstart.errors import ConfigError, DataError
 from headstart.evaluation import Evaluation
 from headstart.feature_cache import FeatureCache
-from headstart.features import Extractor, Picture, extract_features, get_top_layer
+from headstart.features import (
+    Extractor,
+    FeatureLayout,
+    Picture,
+    extract_features,
+    find_layer,
+    get_top_layer,
+    list_candidates,
+    plan_layout,
+    plan_single_layout,
+)
 from headstart.graph import PooledLayer
 from headstart.heads.linear import LinearHead, build_classifier
 from headstart.heads.selection import PENALTIES, Selection, select_head
 from headstart.parallel import count_cpus
 from headstart.prediction import Classifier
 from headstart.splits import assign_folds, get_split_key, split_dataset
+
+if TYPE_CHECKING:
+    from headstart.finetuning.dense_training import FitRecord, Parameters
+    from headstart.heads.dense import DenseHead
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); total is 0 where it is not known."""
@@ -51,16 +66,24 @@ _LARGE_FIGURES = ("per_class", "confusion_matrix", "classes")
 class TrainingRecord:
     """What a training leaves besides the classifier.
 
-    `evaluations` maps `test` and `validation`, as far as the data have them, to rows per picture; `out_of_fold` holds
-    the training pictures, each predicted by a fit that did not see it.
+    A head is either chosen by cross-validation (`selection`) or trained with early stopping (`fit`). `evaluations`
+    maps `test` and `validation`, as far as the data have them, to rows per picture; `out_of_fold` holds the training
+    pictures that were predicted by a fit that did not see them: all by cross-validation, else those put aside.
     """
 
     report: DataReport
-    selection: Selection
+    head: LinearHead | DenseHead
+    selection: Selection | None
+    fit: FitRecord | None
     evaluations: dict[str, Evaluation]
     out_of_fold: Evaluation
     num_forward: int
     settings: TrainSettings
+
+    @property
+    def parameters(self) -> Parameters | None:
+        """Of a dense head: how many numbers were trained, and how many of the network were not."""
+        return self.fit and self.fit.parameters
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -78,15 +101,19 @@ def train(
     exclude: Sequence[str] = (),
     follow_links: bool = False,
     on_progress: Progress | None = None,
+    fit: FitSettings | None = None,
+    folder: Path | None = None,
     **settings: Any,
 ) -> Classifier:
     """Train a classifier on the pictures of `source` and evaluate it on the part that was put aside.
 
-    `source` and the arguments up to `follow_links` are those of `scan_dataset`; `settings` those of TrainSettings.
+    `source` and the arguments up to `follow_links` are those of `scan_dataset`; `settings` those of TrainSettings. A
+    dense head is trained as `fit` says; `folder` keeps its checkpoints and history, so that a stopped training goes on.
     Pictures that cannot be used are left out and listed in the classifier's `training.report`. Raises ConfigError for
     settings, DataError for the data as a whole.
     """
     chosen = make_settings(settings)
+    _check_kind(chosen, fit)
     progress = on_progress or (lambda stage, done, total: None)
     progress("finding pictures", 0, 0)
     dataset = scan_dataset(
@@ -97,7 +124,8 @@ def train(
     )
     dataset = split_dataset(resolve_duplicates(dataset), test_frac=chosen.test_frac, seed=chosen.seed)
     check_classes(dataset)  # a class that is too small is told before any network runs
-    extractor = Extractor(load_backbone(chosen.backbone))
+    backbone = load_backbone(chosen.backbone, chosen.input_size_px, chosen.weights)
+    extractor = Extractor(backbone, layout=make_layout(backbone, chosen))
     with FeatureCache() as cache:
         pictures = [Picture(record.sha256, record.path) for record in dataset.records]
         extraction = extract_features(
@@ -109,19 +137,50 @@ def train(
         report = check_pictures(dataset, extraction.facts, spec.crop_frac, spec.input_size_px)
         report = replace(report, problems=(*warnings, *report.problems))
         parts = {name: [record for record in dataset.records if record.split == name] for name in _SPLITS}
-        selection = fit_head(parts["train"], len(dataset.classes), extractor, cache, chosen, progress)
+        selection, trained = None, None
+        if chosen.head == "dense":
+            from headstart.finetuning.dense_training import fit_dense_head
+
+            trained = fit_dense_head(
+                parts["train"], len(dataset.classes), extractor, cache, chosen, fit or FitSettings(), folder, progress
+            )
+            head: LinearHead | DenseHead = trained.head
+            records = [parts["train"][index] for index in trained.validation]
+            out_of_fold = make_evaluation(dataset.classes, records, trained.validation_probs)
+        else:
+            selection = fit_head(parts["train"], len(dataset.classes), extractor, cache, chosen, progress)
+            head = selection.head
+            out_of_fold = make_evaluation(dataset.classes, parts["train"], selection.out_of_fold_probs)
         progress("evaluating", 0, 0)
         evaluations = {
-            name: evaluate_head(selection.head, parts[name], dataset.classes, extractor, cache)
+            name: evaluate_head(head, parts[name], dataset.classes, extractor, cache)
             for name in ("validation", "test")
             if parts[name]
         }
-    out_of_fold = make_evaluation(dataset.classes, parts["train"], selection.out_of_fold_probs)
-    record = TrainingRecord(report, selection, evaluations, out_of_fold, extraction.num_forward, chosen)
+    record = TrainingRecord(report, head, selection, trained, evaluations, out_of_fold, extraction.num_forward, chosen)
     progress("checking the classifier", 0, 0)
     metadata = make_metadata(dataset, extractor.backbone, record)
-    data = build_artifact(build_classifier(extractor.backbone, selection.head), metadata)
+    data = build_artifact(build_classifier(extractor.backbone, head), metadata)
     return Classifier(metadata, data, training=record)
+
+
+def _check_kind(settings: TrainSettings, fit: FitSettings | None) -> None:
+    if settings.head != "dense":
+        if fit is not None:
+            raise ConfigError(f"A {settings.head} head is not trained in epochs. Leave `fit` out, or use head 'dense'.")
+        return
+    from headstart.backbones.exported import require_torch
+
+    require_torch("A dense head")
+
+
+def make_layout(backbone: Backbone, settings: TrainSettings) -> FeatureLayout:
+    """What to keep of the backbone for the kind of head that is asked for. Raises ConfigError for an unknown layer."""
+    if settings.head == "dense":
+        return plan_single_layout(backbone, settings.layers, settings.pooling)
+    if settings.layers not in ("auto", "top"):
+        find_layer(backbone, settings.layers)
+    return plan_layout(backbone)
 
 
 _SPLITS = ("train", "validation", "test")
@@ -134,8 +193,12 @@ def fit_head(
     cache: FeatureCache,
     settings: TrainSettings,
     progress: Progress,
+    candidates: Sequence[tuple[PooledLayer, ...]] | None = None,
 ) -> Selection:
-    """Choose and fit the head on cached features. Raises DataError when a class cannot be spread over folds."""
+    """Choose and fit the head on cached features. Raises DataError when a class cannot be spread over folds.
+
+    `candidates` are the layers to choose from; by default the settings say.
+    """
     recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
     labels = np.array([record.label for record in records], np.int64)
     keys = [get_split_key(record) for record in records]
@@ -148,9 +211,14 @@ def fit_head(
     counts = np.bincount(labels, minlength=num_classes)
     num_folds = min(settings.num_folds, smallest)
     num_repeats = max(1, min(_MAX_REPEATS, _ENOUGH_OUT_OF_FOLD // len(labels)))
-    candidates: list[tuple[PooledLayer, ...]] | None = None
-    if settings.layers == "top":
+    if candidates is None and settings.layers == "top":
         candidates = [get_top_layer(extractor.layout)]
+    elif candidates is None and settings.layers != "auto":
+        candidates = [
+            layers
+            for layers in list_candidates(extractor.layout)
+            if len(layers) == 1 and layers[0].layer == settings.layers
+        ]
     return select_head(
         lambda indices: cache.read_features(recipe, [records[index].sha256 for index in indices]),
         extractor.layout,
@@ -177,7 +245,7 @@ def _say_few_groups(records: Sequence[ImageRecord], keys: Sequence[str], num_cla
 
 
 def evaluate_head(
-    head: LinearHead,
+    head: LinearHead | DenseHead,
     records: Sequence[ImageRecord],
     classes: tuple[str, ...],
     extractor: Extractor,
@@ -188,7 +256,9 @@ def evaluate_head(
     return make_evaluation(classes, records, probs)
 
 
-def compute_probs(head: LinearHead, pictures: Sequence[str], extractor: Extractor, cache: FeatureCache) -> np.ndarray:
+def compute_probs(
+    head: LinearHead | DenseHead, pictures: Sequence[str], extractor: Extractor, cache: FeatureCache
+) -> np.ndarray:
     """float32 (N, K) of pictures (by SHA-256) whose features are cached."""
     recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
     chunks = []
@@ -211,7 +281,7 @@ def make_evaluation(classes: tuple[str, ...], records: Sequence[ImageRecord], pr
 
 def make_metadata(dataset: ImageDataset, backbone: Backbone, record: TrainingRecord) -> ArtifactMetadata:
     """What the file says about itself: nothing in it depends on when or where the training ran."""
-    head, evaluation = record.selection.head, record.evaluation
+    head, evaluation = record.head, record.evaluation
     figures = evaluation.compute_figures(record.settings.seed) if evaluation else None
     counts = Counter(r.split for r in dataset.records)
     return ArtifactMetadata(
@@ -228,12 +298,8 @@ def make_metadata(dataset: ImageDataset, backbone: Backbone, record: TrainingRec
             "licence": backbone.licence,
             "source": backbone.source,
         },
-        head={
-            "layers": [[pooled.layer, pooled.grid] for pooled in head.layers],
-            "penalty": head.penalty,
-            "temperature": head.temperature,
-        },
-        settings=asdict(record.settings),
+        head=head.to_json(),
+        settings=_describe_settings(record),
         data={
             "fingerprint": compute_fingerprint(dataset),
             **{f"num_{name}": counts[name] for name in _SPLITS},
@@ -244,6 +310,13 @@ def make_metadata(dataset: ImageDataset, backbone: Backbone, record: TrainingRec
         evaluation=figures and {name: value for name, value in figures.items() if name not in _LARGE_FIGURES},
         created_with=f"headstart {__version__}",
     )
+
+
+def _describe_settings(record: TrainingRecord) -> dict[str, Any]:
+    settings = asdict(record.settings)
+    if record.settings.weights is not None:
+        settings["weights"] = Path(record.settings.weights).name  # where it lies is nobody's business
+    return {**settings, **({"fit": asdict(record.fit.settings)} if record.fit else {})}
 
 
 def compute_fingerprint(dataset: ImageDataset) -> str:

@@ -105,11 +105,15 @@ CATALOG = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A feature map that a backbone gives out: `channels` x `size` x `size`."""
+    """A feature map that a backbone gives out: `channels` x `size` x `size`.
+
+    `num_params` counts the network's parameters up to it, where the network came from torch.
+    """
 
     name: str
     channels: int
     size: int
+    num_params: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,11 +150,16 @@ def load_backbone(
     """
     if name in CATALOG and weights is None:
         return _load_lite(find_entry(name), input_size_px)
-    if name not in CATALOG and name not in TORCHVISION_NAMES and not name.startswith(TIMM_PREFIX):
+    if not is_known_backbone(name):
         raise BackboneError(say_unknown_backbone(name))
     from headstart.backbones.exported import load_exported
 
     return load_exported(name, input_size_px, weights)
+
+
+def is_known_backbone(name: str) -> bool:
+    """Whether `load_backbone` would look for it; timm's names are not looked up, for that needs timm."""
+    return name in CATALOG or name in TORCHVISION_NAMES or name.startswith(TIMM_PREFIX)
 
 
 def say_unknown_backbone(name: str) -> str:

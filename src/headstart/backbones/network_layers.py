@@ -84,14 +84,29 @@ def list_layers(name: str, architecture: str, network: torch.nn.Module, side_px:
             raise BackboneError(f"{name}: {place.module} gives {list(tensor.shape)}, neither a square map nor tokens.")
         _, channels, size, _ = to_map(tensor, prefix).shape
         part = "map" if tensor.ndim == 4 else "patches"
-        layers.append(NetworkLayer(Layer(place.name, channels, size), place.module, place.entry, part))
+        layer = Layer(place.name, channels, size, count_params_through(network, place.module))
+        layers.append(NetworkLayer(layer, place.module, place.entry, part))
     top = layers[-1]
     if prefix and top.part == "patches":
-        layers.append(NetworkLayer(Layer(CLASS_TOKEN, top.layer.channels, 1), top.module, top.entry, CLASS_TOKEN))
+        token = Layer(CLASS_TOKEN, top.layer.channels, 1, top.layer.num_params)
+        layers.append(NetworkLayer(token, top.module, top.entry, CLASS_TOKEN))
     known = [to_map(outputs[top.module], prefix).mean(dim=(2, 3)), outputs[top.module][:, 0]]
     if pooled is not None and not any(_is_same(pooled, each) for each in known):
-        layers.append(NetworkLayer(Layer(POOLED, pooled.shape[1], 1), top.module, top.entry, POOLED))
+        total = sum(param.numel() for param in network.parameters())
+        layers.append(NetworkLayer(Layer(POOLED, pooled.shape[1], 1, total), top.module, top.entry, POOLED))
     return tuple(layers)
+
+
+def count_params_through(network: torch.nn.Module, path: str) -> int:
+    """Parameters of the modules up to the end of `path`; timm defines modules in the order in which they run."""
+    total, begun = 0, False
+    for name, module in network.named_modules():
+        inside = name == path or name.startswith(f"{path}.")
+        if begun and not inside:
+            break
+        begun = begun or inside
+        total += sum(param.numel() for param in module.parameters(recurse=False))
+    return total
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -101,6 +101,7 @@ def _find_problems(values: dict[str, object]) -> list[str]:
 
 PRESETS = {
     "none": Augmentation(),
+    "flip": Augmentation(horizontal_flip=True),
     "light": Augmentation(horizontal_flip=True, resized_crop_min_frac=0.7),
     "tutorial": Augmentation(horizontal_flip=True, rotation_deg=40, shift_frac=0.2, shear_frac=0.2, zoom_frac=0.2),
     "strong": Augmentation(
@@ -128,14 +129,17 @@ def draw_view(
     and test pictures must never come here.
     """
     height, width = pixels.shape[:2]
-    if augmentation.resized_crop_min_frac is None:
+    if augmentation.resized_crop_min_frac is None and preprocess.crop == "squash":
+        top, left, rows, columns = 0, 0, height, width
+    elif augmentation.resized_crop_min_frac is None:
         top, left, rows, columns = _find_square(height, width, preprocess)
     else:
         top, left, rows, columns = _draw_crop(height, width, augmentation.resized_crop_min_frac, rng)
     side = preprocess.input_size_px
     # Cut before the resize: with its `box` argument Pillow would look at the pixels beyond the edge.
     cut = Image.fromarray(np.ascontiguousarray(pixels[top : top + rows, left : left + columns]))
-    view = cut.resize((side, side), Image.Resampling.BICUBIC)
+    is_linear = preprocess.interpolation == "linear"
+    view = cut.resize((side, side), Image.Resampling.BILINEAR if is_linear else Image.Resampling.BICUBIC)
     if augmentation.horizontal_flip and rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # exact, as no warp is
     view = _draw_warp(view, augmentation, rng)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from headstart.feature_cache import FeatureCache
 from headstart.features import GraphRunner, Picture, Progress, extract_features
-from headstart.finetuning.augmentation import VIEW_VERSION, Augmentation, draw_view
+from headstart.finetuning.augmentation import Augmentation, draw_view
 from headstart.graph import PreprocessSpec
 from headstart.parallel import count_cpus, map_bounded
 from headstart.pictures import load_picture
@@ -38,7 +39,7 @@ class CachedRows:
     ) -> None:
         self._pictures = pictures
         self._cache = cache
-        plain = augmentation == NO_AUGMENTATION
+        plain = replace(augmentation, mixup_alpha=0.0, cutmix_alpha=0.0) == NO_AUGMENTATION
         self._runners = [runner] if plain else [_ViewRunner(runner, augmentation, v, seed) for v in range(num_views)]
 
     def compute(self, on_progress: Progress) -> None:
@@ -68,7 +69,9 @@ class _ViewRunner:
         self.name = runner.name
         self.preprocess = runner.preprocess
         self.num_threads = runner.num_threads
-        self.recipe_key = f"{runner.recipe_key}/view-{VIEW_VERSION}-{seed}-{view}/{augmentation.to_json()}"
+        # Mixing happens in the loop and changes no view.
+        drawn = replace(augmentation, mixup_alpha=0.0, cutmix_alpha=0.0)
+        self.recipe_key = f"{runner.recipe_key}/view {view} of seed {seed}, {drawn.to_json()}"
 
     def run(self, pixels: np.ndarray, sha256: str) -> np.ndarray:
         rng = np.random.default_rng([*self._seed, int(sha256[:16], 16)])
