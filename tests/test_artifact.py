@@ -543,6 +543,40 @@ METADATA: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
         set_key("head", "layers", [["stage6", 0]]),
         "headstart.head: layers is a list of 1; expected a list of [layer name, grid from 1].",
     ),
+    "crop": (
+        set_key("preprocess", "crop", "center"),
+        "headstart.preprocess: crop is \"center\"; expected 'centre' or 'squash'.",
+    ),
+    "crop is misspelt": (
+        set_key("preprocess", "crops", "squash"),
+        "headstart.preprocess has the unknown key 'crops'. Did you mean 'crop'?",
+    ),
+    "head's kind": (
+        set_key("head", "kind", None),
+        "headstart.head: kind is null; expected 'linear' or 'svm' or 'dense'.",
+    ),
+    "head's pooling": (
+        set_key("head", "pooling", ["max"]),
+        "headstart.head: pooling is a list of 1; expected 'average' or 'max' or 'flatten'.",
+    ),
+    **{
+        f"head's hidden {value}": (
+            set_key("head", "hidden", value),
+            f"headstart.head: hidden is {shown}; expected a list of whole numbers from 1.",
+        )
+        for value, shown in ((100, "100"), ([100, 0], "a list of 2"), ([True], "a list of 1"))
+    },
+    **{
+        f"head's dropout {value}": (
+            set_key("head", "dropout", value),
+            f"headstart.head: dropout is {shown}; expected a list of numbers from 0 to below 1.",
+        )
+        for value, shown in ((0.5, "0.5"), ([0.5, 1], "a list of 2"), ([-0.1], "a list of 1"), (["0.5"], "a list of 1"))
+    },
+    "head's activation": (
+        set_key("head", "activation", "relu"),
+        "headstart.head: activation is \"relu\"; expected 'softmax' or 'sigmoid'.",
+    ),
     "settings": (set_entry("settings", []), "headstart.settings is a list of 0; expected an object."),
     "data": (set_key("data", "num_train", -1), "headstart.data: num_train is -1; expected a whole number from 0."),
     "evaluation": (set_entry("evaluation", 0.5), "headstart.evaluation is 0.5; expected an object or null."),
@@ -563,6 +597,37 @@ METADATA: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
 def test_metadata_that_is_refused(saved: bytes, case: str, allow_unsigned: bool) -> None:
     change, message = METADATA[case]
     assert refuse(edit(saved, change), allow_unsigned=allow_unsigned) == message + ADVICE
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "head"),
+    [
+        ({"crop": "centre"}, {"kind": "linear"}),
+        ({"crop": "squash"}, {"kind": "svm", "penalty": 3.0}),
+        (
+            {},
+            {
+                "kind": "dense",
+                "pooling": "flatten",
+                "hidden": [100, 100, 100],
+                "dropout": [0, 0.5],
+                "activation": "softmax",
+                "penalty": None,
+            },
+        ),
+        ({}, {"kind": "dense", "pooling": "max", "hidden": [], "dropout": [], "activation": "sigmoid"}),
+    ],
+)
+def test_keys_that_may_be_absent(saved: bytes, preprocess: dict[str, object], head: dict[str, object]) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        for name, values in (("preprocess", preprocess), ("head", head)):
+            for key, value in values.items():
+                set_key(name, key, value)(model)
+
+    metadata, _ = parse_artifact(edit(saved, change))
+    good = make_tiny_metadata(CLASSES)
+    assert metadata.preprocess == {**good.preprocess, **preprocess}
+    assert metadata.head == {**good.head, **head}
 
 
 def test_all_problems_are_listed_at_once(saved: bytes) -> None:

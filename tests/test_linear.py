@@ -89,12 +89,18 @@ def test_the_classifier_passes_the_rules_of_its_file(backbone: Backbone, extract
     metadata = dataclasses.replace(
         make_tiny_metadata(classes),
         preprocess={**make_tiny_metadata(classes).preprocess, **backbone.preprocess.to_json()},
-        head={"layers": [[pooled.layer, pooled.grid] for pooled in head.layers], "penalty": 0.1, "temperature": 1.0},
+        head=dataclasses.replace(head, kind="svm").to_json(),
     )
     model = build_classifier(backbone, head)
     data = build_artifact(model, metadata)
     found, model_bytes = parse_artifact(data)
     assert found == metadata
+    assert found.head == {
+        "kind": "svm",
+        "layers": [["stage5", 3], ["stage6", 3], ["stage7", 2], ["head", 1]],
+        "penalty": 0.1,
+        "temperature": 1.0,
+    }
     plain = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     probs = create_session(model_bytes).run(None, {IMAGE: PICTURES[1]})[0]
     np.testing.assert_allclose(probs, plain.run(None, {IMAGE: PICTURES[1]})[0], atol=1e-6)

@@ -112,7 +112,7 @@ def parse_metadata(entries: Mapping[str, str], num_classes: int | None, problems
         problems += _check_labels(parts["labels"], num_classes)
     for name, checks in _OBJECT_CHECKS.items():
         if name in parts:
-            problems += _check_object(name, parts[name], checks)
+            problems += _check_object(name, parts[name], checks, _OPTIONAL_CHECKS.get(name, {}))
     if not isinstance(parts.get("evaluation"), dict | None):
         problems.append(f"headstart.evaluation is {_show_json(parts['evaluation'])}; expected an object or null.")
     created_with = entries.get("created_with", "")
@@ -196,6 +196,14 @@ def _is_layers(value: Any) -> bool:
     )
 
 
+def _all(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_right, value))
+
+
+def _one_of(*values: str) -> _Check:
+    return " or ".join(map(repr, values)), lambda value: value in values
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and 1 <= len(value) <= 1000
 
@@ -232,18 +240,37 @@ _OBJECT_CHECKS: dict[str, dict[str, _Check]] = {
         "num_test": ("a whole number from 0", _whole(0)),
     },
 }
+# Earlier files of the format lack these.
+_OPTIONAL_CHECKS: dict[str, dict[str, _Check]] = {
+    "preprocess": {"crop": _one_of("centre", "squash")},
+    "head": {
+        "kind": _one_of("linear", "svm", "dense"),
+        "pooling": _one_of("average", "max", "flatten"),
+        "hidden": ("a list of whole numbers from 1", _all(_whole(1))),
+        "dropout": (
+            "a list of numbers from 0 to below 1",
+            _all(lambda value: _is_number(value) and 0 <= value < 1),
+        ),
+        "activation": _one_of("softmax", "sigmoid"),
+    },
+}
 # Preprocessing decides what the pixels mean: a key that is not understood must not be ignored.
 _CLOSED_OBJECTS = ("preprocess",)
 _ENTRY_NAMES = ("format", "labels", *_OBJECT_CHECKS, "evaluation", "created_with", "sha256")
 _ALL_KEYS = tuple(f"headstart.{name}" for name in _ENTRY_NAMES)
 
 
-def _check_object(name: str, value: Any, checks: Mapping[str, _Check]) -> Iterator[str]:
+def _check_object(
+    name: str, value: Any, required: Mapping[str, _Check], optional: Mapping[str, _Check]
+) -> Iterator[str]:
     if not isinstance(value, dict):
         yield f"headstart.{name} is {_show_json(value)}; expected an object."
         return
+    checks = {**required, **optional}
     for key, (expected, is_right) in checks.items():
         if key not in value:
+            if key in optional:
+                continue
             yield f"headstart.{name} has no {key}; expected {expected}."
         elif not is_right(value[key]):
             yield f"headstart.{name}: {key} is {_show_json(value[key])}; expected {expected}."

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import threadpoolctl
@@ -66,6 +66,9 @@ class Selection:
 RowReader = Callable[[np.ndarray], np.ndarray]
 """Indices of training pictures to their cached rows, float16 (n, D)."""
 
+Fitter = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+"""`fit_logistic`, or another that takes and gives the same."""
+
 
 def select_head(
     read_rows: RowReader,
@@ -77,10 +80,13 @@ def select_head(
     candidates: Sequence[tuple[PooledLayer, ...]] | None = None,
     penalties: Sequence[float] = PENALTIES,
     class_weights: np.ndarray | None = None,
+    fit: Fitter = fit_logistic,
     rng: np.random.Generator,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Selection:
     """Choose and fit. `labels` int64 (N,); `class_weights` (K,) multiply the pictures' weights.
+
+    `fit` solves the comparison of the last candidates and the final fit; which these are, logistic regression finds.
 
     `folds` is int64 (R, N): R ways to divide the pictures, over which a candidate's errors are averaged, because with
     few pictures one way is mostly chance. The final fit uses the first.
@@ -94,11 +100,12 @@ def select_head(
     """
     candidates = list(candidates or list_candidates(layout))
     importance = np.ones(len(labels)) if class_weights is None else class_weights[labels]
-    problem = _Problem(read_rows, layout, labels, folds, importance, num_classes, rng)
+    problem = _Problem(read_rows, layout, labels, folds, importance, num_classes, rng, fit)
     scores: list[CandidateScore] = []
     if len(candidates) > _FINALISTS:
         step = functools.partial(on_progress, "comparing layers and poolings")
-        screened = _cross_validate(problem, candidates, _SCREEN_PENALTIES, _SCREEN_ROWS, _SCREEN_COMPONENTS, step)
+        screening = replace(problem, fit=fit_logistic)
+        screened = _cross_validate(screening, candidates, _SCREEN_PENALTIES, _SCREEN_ROWS, _SCREEN_COMPONENTS, step)
         candidates = _pick_finalists(screened, layout)
         scores = [_score(result, result.best, layout, False) for result in screened if result.layers not in candidates]
     step = functools.partial(on_progress, "choosing layers and penalty")
@@ -121,6 +128,7 @@ class _Problem:
     importance: np.ndarray
     num_classes: int
     rng: np.random.Generator
+    fit: Fitter = fit_logistic
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +235,7 @@ def _predict_out_of_fold(
     labels = problem.labels[part]
     present = np.unique(folds)
     weights = np.stack([_normalise(problem.importance[part] * (folds != fold)) for fold in present])
-    coefs = fit_logistic(
+    coefs = problem.fit(
         inputs, labels, np.tile(weights, (len(penalties), 1)), np.repeat(penalties, len(present)), problem.num_classes
     ).reshape(len(penalties), len(present), inputs.shape[1] + 1, problem.num_classes)
     logits = np.empty((len(penalties), len(labels), problem.num_classes), np.float32)
@@ -378,7 +386,7 @@ def _fit_final(problem: _Problem, layers: tuple[PooledLayer, ...], penalty: floa
     present = np.unique(folds)
     weights = [_normalise(problem.importance * (folds != fold)) for fold in present]
     weights.append(_normalise(problem.importance))
-    fits = fit_logistic(inputs, problem.labels, np.stack(weights), np.full(len(weights), penalty), problem.num_classes)
+    fits = problem.fit(inputs, problem.labels, np.stack(weights), np.full(len(weights), penalty), problem.num_classes)
     logits = np.empty((num_images, problem.num_classes), np.float32)
     for fold, fit in zip(present, fits, strict=False):
         held_out = folds == fold
