@@ -95,7 +95,7 @@ def test_the_layer_that_carries_the_signal_is_chosen(
     strengths: dict[str, float], chosen: Any, num_classes: int
 ) -> None:
     labels = make_labels(240, num_classes)
-    found = choose(make_table(labels, strengths), labels, layers=CANDIDATES, penalties=(3.0, 0.3))
+    found = choose(make_table(labels, strengths), labels, candidates=CANDIDATES, penalties=(3.0, 0.3))
     assert found.head.layers == chosen
     assert {score.layers for score in found.scores} == set(CANDIDATES)
     assert (found.out_of_fold_probs.argmax(axis=1) == labels).mean() > 0.9
@@ -120,7 +120,7 @@ def test_noise_is_predicted_by_chance_out_of_fold() -> None:
 def test_the_same_seed_gives_the_same_bytes() -> None:
     labels = make_labels(210, 3)
     table = make_table(labels, {"mid": 0.5, "top": 0.3})
-    first, second = (choose(table, labels, layers=[MID, TOP], folds=make_folds(labels, 3, 2)) for _ in range(2))
+    first, second = (choose(table, labels, candidates=[MID, TOP], folds=make_folds(labels, 3, 2)) for _ in range(2))
     assert first.head.coef.tobytes() == second.head.coef.tobytes()
     assert first.out_of_fold_probs.tobytes() == second.out_of_fold_probs.tobytes()
     assert first.scores == second.scores

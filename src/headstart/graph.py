@@ -152,8 +152,10 @@ def add_pooling(builder: GraphBuilder, pooled: Sequence[tuple[PooledLayer, int, 
     """
     vectors = []
     for block, channels, size in pooled:
-        rows = builder.add("Reshape", block.layer, builder.int_constant(channels, size * size))
-        cells = builder.add("MatMul", rows, builder.constant(compute_pooling_matrix(size, block.grid)))
+        cells = block.layer  # as fine as the map: nothing to average
+        if block.grid != size:
+            rows = builder.add("Reshape", block.layer, builder.int_constant(channels, size * size))
+            cells = builder.add("MatMul", rows, builder.constant(compute_pooling_matrix(size, block.grid)))
         vectors.append(builder.add("Reshape", cells, builder.int_constant(1, channels * block.grid**2)))
     return builder.add("Concat", *vectors, axis=1)
 

@@ -44,6 +44,7 @@ from headstart.features import (
 from headstart.graph import PooledLayer
 from headstart.heads.linear import LinearHead, build_classifier
 from headstart.heads.selection import PENALTIES, Selection, select_head
+from headstart.heads.svm import SVM_PENALTIES, select_svm
 from headstart.parallel import count_cpus
 from headstart.prediction import Classifier
 from headstart.splits import assign_folds, get_split_key, split_dataset
@@ -219,18 +220,24 @@ def fit_head(
             for layers in list_candidates(extractor.layout)
             if len(layers) == 1 and layers[0].layer == settings.layers
         ]
-    return select_head(
+    problem = (
         lambda indices: cache.read_features(recipe, [records[index].sha256 for index in indices]),
         extractor.layout,
         labels,
         np.stack([assign_folds(labels, keys, num_folds=num_folds, seed=settings.seed + r) for r in range(num_repeats)]),
         num_classes,
-        candidates=candidates,
-        penalties=PENALTIES if settings.penalty == "auto" else (float(settings.penalty),),
-        class_weights=len(labels) / (num_classes * counts) if settings.class_weights == "balanced" else None,
-        rng=np.random.default_rng(settings.seed),
-        on_progress=progress,
     )
+    penalties = None if settings.penalty == "auto" else (float(settings.penalty),)
+    options: dict[str, Any] = {
+        "class_weights": len(labels) / (num_classes * counts) if settings.class_weights == "balanced" else None,
+        "rng": np.random.default_rng(settings.seed),
+        "on_progress": progress,
+    }
+    if settings.head == "svm":
+        # Its fits are slow, so the layers are chosen by logistic regression, and only the penalty by its own.
+        chosen = select_head(*problem, candidates=candidates, **options)
+        return select_svm(*problem, candidates=[chosen.head.layers], penalties=penalties or SVM_PENALTIES, **options)
+    return select_head(*problem, candidates=candidates, penalties=penalties or PENALTIES, **options)
 
 
 def _say_few_groups(records: Sequence[ImageRecord], keys: Sequence[str], num_classes: int) -> str:

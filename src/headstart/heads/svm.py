@@ -30,15 +30,15 @@ def select_svm(
     folds: np.ndarray,
     num_classes: int,
     *,
-    layers: Sequence[tuple[PooledLayer, ...]] | None = None,
+    candidates: Sequence[tuple[PooledLayer, ...]] | None = None,
     penalties: Sequence[float] = SVM_PENALTIES,
     class_weights: np.ndarray | None = None,
     rng: np.random.Generator,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Selection:
-    """Choose among `layers` and `penalties` and fit, by the rules of `select_head`, whose arguments these are.
+    """Choose among `candidates` and `penalties` and fit, by the rules of `select_head`, whose arguments these are.
 
-    Without `layers` it is the top layer alone. The head's logits are the decision values, its temperature makes
+    Without `candidates` it is the top layer alone. The head's logits are the decision values, its temperature makes
     probabilities of them.
     """
     selection = select_head(
@@ -47,7 +47,7 @@ def select_svm(
         labels,
         folds,
         num_classes,
-        candidates=layers or [get_top_layer(layout)],
+        candidates=candidates or [get_top_layer(layout)],
         penalties=penalties,
         class_weights=class_weights,
         fit=fit_svm,
