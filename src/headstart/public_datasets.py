@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,9 @@ def _make_folder(name: str, target: Path, on_progress: Callable[[int, int], None
     _remove_unpacked(downloads)  # torchvision takes what an interrupted unpacking left for the whole
     if partial.exists():
         shutil.rmtree(partial)
-    pictures = _unpack_cifar10(downloads) if name == "cifar10" else _unpack_pets(downloads)
+    unpack: Callable[[Path], Sequence[tuple[str, np.ndarray | Path]]]
+    unpack = _unpack_cifar10 if name == "cifar10" else _unpack_pets
+    pictures = unpack(downloads)
     for done, (place, picture) in enumerate(pictures, start=1):
         file = partial / place
         file.parent.mkdir(parents=True, exist_ok=True)
