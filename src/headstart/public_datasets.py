@@ -92,16 +92,18 @@ def _make_folder(name: str, target: Path, on_progress: Callable[[int, int], None
     _remove_unpacked(downloads)  # torchvision takes what an interrupted unpacking left for the whole
     if partial.exists():
         shutil.rmtree(partial)
-    unpack: Callable[[Path], Sequence[tuple[str, np.ndarray | Path]]]
-    unpack = _unpack_cifar10 if name == "cifar10" else _unpack_pets
-    pictures = unpack(downloads)
+    pictures: Sequence[tuple[str, np.ndarray | Path]]
+    if name == "cifar10":
+        pictures = _unpack_cifar10(downloads)
+    else:
+        pictures = _unpack_pets(downloads)
     for done, (place, picture) in enumerate(pictures, start=1):
         file = partial / place
         file.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(picture, Path):
-            _link_or_copy(picture, file)
-        else:
+        if isinstance(picture, np.ndarray):
             Image.fromarray(picture).save(file, "PNG")
+        else:
+            _link_or_copy(picture, file)
         if on_progress:
             on_progress(done, len(pictures))
     partial.rename(target)
