@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import urllib.error
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from PIL import Image
 
 from headstart._files import get_cache_folder, show_path
 from headstart.errors import ConfigError, DataError, MissingDependencyError, suggest
+
+_Picture = tuple[str, np.ndarray | Path]  # place below the folder; RGB uint8 (h, w, 3), or a file to take as it is
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,7 @@ def _make_folder(name: str, target: Path, on_progress: Callable[[int, int], None
     _remove_unpacked(downloads)  # torchvision takes what an interrupted unpacking left for the whole
     if partial.exists():
         shutil.rmtree(partial)
-    pictures: Sequence[tuple[str, np.ndarray | Path]]
-    if name == "cifar10":
-        pictures = _unpack_cifar10(downloads)
-    else:
-        pictures = _unpack_pets(downloads)
+    pictures = _unpack_cifar10(downloads) if name == "cifar10" else _unpack_pets(downloads)
     for done, (place, picture) in enumerate(pictures, start=1):
         file = partial / place
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -110,11 +108,11 @@ def _make_folder(name: str, target: Path, on_progress: Callable[[int, int], None
     _remove_unpacked(downloads)
 
 
-def _unpack_cifar10(downloads: Path) -> list[tuple[str, np.ndarray]]:
-    """Place below the folder and RGB uint8 (32, 32, 3); the file's number is the picture's in its split, from 1."""
+def _unpack_cifar10(downloads: Path) -> list[_Picture]:
+    """Each file is named by the number of its picture in its split, from 1."""
     from torchvision.datasets import CIFAR10
 
-    pictures = []
+    pictures: list[_Picture] = []
     for split in ("train", "test"):
         data = _download(CIFAR10, [CIFAR10.url], "cifar10", downloads, train=split == "train")
         for number, (picture, label) in enumerate(zip(data.data, data.targets, strict=True), start=1):
@@ -122,11 +120,11 @@ def _unpack_cifar10(downloads: Path) -> list[tuple[str, np.ndarray]]:
     return pictures
 
 
-def _unpack_pets(downloads: Path) -> list[tuple[str, Path]]:
-    """Place below the folder and the unpacked file; torchvision's trainval is our train."""
+def _unpack_pets(downloads: Path) -> list[_Picture]:
+    """torchvision's trainval is our train."""
     from torchvision.datasets import OxfordIIITPet
 
-    pictures = []
+    pictures: list[_Picture] = []
     for split, their_split in (("train", "trainval"), ("test", "test")):
         urls = [url for url, _ in OxfordIIITPet._RESOURCES]
         data = _download(OxfordIIITPet, urls, "pets", downloads, split=their_split)
