@@ -16,6 +16,8 @@ from PIL import Image
 from headstart._files import get_cache_folder, show_path
 from headstart.errors import ConfigError, DataError, MissingDependencyError, suggest
 
+_Picture = tuple[str, np.ndarray | Path]  # place below the folder; RGB uint8 (h, w, 3), or a file to take as it is
+
 
 @dataclass(frozen=True)
 class PublicDataset:
@@ -96,21 +98,21 @@ def _make_folder(name: str, target: Path, on_progress: Callable[[int, int], None
     for done, (place, picture) in enumerate(pictures, start=1):
         file = partial / place
         file.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(picture, Path):
-            _link_or_copy(picture, file)
-        else:
+        if isinstance(picture, np.ndarray):
             Image.fromarray(picture).save(file, "PNG")
+        else:
+            _link_or_copy(picture, file)
         if on_progress:
             on_progress(done, len(pictures))
     partial.rename(target)
     _remove_unpacked(downloads)
 
 
-def _unpack_cifar10(downloads: Path) -> list[tuple[str, np.ndarray]]:
-    """Place below the folder and RGB uint8 (32, 32, 3); the file's number is the picture's in its split, from 1."""
+def _unpack_cifar10(downloads: Path) -> list[_Picture]:
+    """Each file is named by the number of its picture in its split, from 1."""
     from torchvision.datasets import CIFAR10
 
-    pictures = []
+    pictures: list[_Picture] = []
     for split in ("train", "test"):
         data = _download(CIFAR10, [CIFAR10.url], "cifar10", downloads, train=split == "train")
         for number, (picture, label) in enumerate(zip(data.data, data.targets, strict=True), start=1):
@@ -118,11 +120,11 @@ def _unpack_cifar10(downloads: Path) -> list[tuple[str, np.ndarray]]:
     return pictures
 
 
-def _unpack_pets(downloads: Path) -> list[tuple[str, Path]]:
-    """Place below the folder and the unpacked file; torchvision's trainval is our train."""
+def _unpack_pets(downloads: Path) -> list[_Picture]:
+    """torchvision's trainval is our train."""
     from torchvision.datasets import OxfordIIITPet
 
-    pictures = []
+    pictures: list[_Picture] = []
     for split, their_split in (("train", "trainval"), ("test", "test")):
         urls = [url for url, _ in OxfordIIITPet._RESOURCES]
         data = _download(OxfordIIITPet, urls, "pets", downloads, split=their_split)

@@ -160,20 +160,18 @@ def _compare_tensors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, tor
     misshapen = [name for name in wanted if name in found and _describe(found[name]) != _describe(wanted[name])]
     if not (missing or unexpected or misshapen):
         return ""
-    kinds = (
-        ("missing", missing, lambda name: f"{name} {_describe(wanted[name])}{suggest(name, unexpected)}"),
-        ("not of this model", unexpected, lambda name: f"{name} {_describe(found[name])}"),
-        (
-            "of another shape",
-            misshapen,
-            lambda name: f"{name} is {_describe(found[name])}, expected {_describe(wanted[name])}",
-        ),
-    )
+    listed = {
+        "missing": [f"{name} {_describe(wanted[name])}{suggest(name, unexpected)}" for name in missing[:_NUM_LISTED]],
+        "not of this model": [f"{name} {_describe(found[name])}" for name in unexpected[:_NUM_LISTED]],
+        "of another shape": [
+            f"{name} is {_describe(found[name])}, expected {_describe(wanted[name])}"
+            for name in misshapen[:_NUM_LISTED]
+        ],
+    }
     lines = [_guess_origin(found, len(missing), len(unexpected), len(wanted))]
-    for kind, names, describe in kinds:
+    for (kind, examples), names in zip(listed.items(), (missing, unexpected, misshapen), strict=True):
         if names:
-            lines.append(f"{len(names)} {kind}:")
-            lines += [f"  {describe(name)}" for name in names[:_NUM_LISTED]]
+            lines += [f"{len(names)} {kind}:", *(f"  {example}" for example in examples)]
             lines += [f"  and {len(names) - _NUM_LISTED} more"] if len(names) > _NUM_LISTED else []
     return "\n".join(lines)
 
