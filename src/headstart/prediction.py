@@ -18,6 +18,7 @@ from headstart.pictures import PictureSource, load_picture, name_source
 if TYPE_CHECKING:
     from headstart.dataset import ImageDataset
     from headstart.evaluation import Evaluation
+    from headstart.finetuning.tuning import TuningRecord
     from headstart.training import TrainingRecord
 
 
@@ -50,14 +51,17 @@ class Classifier:
     """The classifier in one file's bytes, ready to run.
 
     `classes` are its labels in the order of the probabilities, `metadata` what the file says about itself. `training`
-    is what training left besides the file: evaluations, scores of the candidates; None for a loaded classifier.
+    is what training left besides the file: evaluations, scores of the candidates; None for a loaded classifier. `data`
+    is the file.
     """
 
-    def __init__(self, metadata: ArtifactMetadata, data: bytes, training: TrainingRecord | None = None) -> None:
+    def __init__(
+        self, metadata: ArtifactMetadata, data: bytes, training: TrainingRecord | TuningRecord | None = None
+    ) -> None:
         self.metadata = metadata
         self.classes = metadata.labels
         self.training = training
-        self._data = data
+        self.data = data
         self._session = create_session(data)
 
     def __repr__(self) -> str:
@@ -66,7 +70,7 @@ class Classifier:
     @property
     def sha256(self) -> str:
         """Digest of the file."""
-        return compute_sha256(self._data)
+        return compute_sha256(self.data)
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Probabilities float32 (K,) of one RGB picture uint8 (H, W, 3)."""
@@ -157,7 +161,7 @@ class Classifier:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the classifier to one .onnx file, whole or not at all."""
-        write_atomic(path, self._data)
+        write_atomic(path, self.data)
 
 
 def load(path: str | os.PathLike[str] | bytes, *, allow_unsigned: bool = False) -> Classifier:

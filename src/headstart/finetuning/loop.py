@@ -180,7 +180,7 @@ class _Run:
 
     def train_epoch(self) -> None:
         settings, epoch = self.settings, len(self.history)
-        set_training(self.model)
+        self.model.train()
         order = np.random.default_rng([settings.seed, epoch]).permutation(len(self.train.labels))
         batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
         done = self.step - (epoch - 1) * self.steps_per_epoch
@@ -297,13 +297,6 @@ def _assign(params: dict[str, torch.nn.Parameter], values: dict[str, torch.Tenso
     with torch.no_grad():
         for name, param in params.items():
             param.copy_(values[name])
-
-
-def set_training(model: TopModel) -> None:
-    """Dropout of the head on; the network's batch norm keeps its statistics, except where it began at random."""
-    model.train()
-    if model.above is not None and not _updates_statistics(model):
-        model.above.eval()
 
 
 def _updates_statistics(model: TopModel) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from headstart.backbones.catalog import Layer
-from headstart.finetuning.cut import CutNetwork, pool_map
+from headstart.finetuning.cut import WHOLE, CutNetwork, pool_map
 from headstart.graph import PooledLayer
 from headstart.heads.dense import DenseHead
 from headstart.heads.linear import LinearHead
@@ -30,6 +30,14 @@ class TopModel(torch.nn.Module):
         self.above = cut.above if cut else None
         self.head = head
         self.cut = cut
+
+    def train(self, mode: bool = True) -> TopModel:
+        """Dropout of the head on or off; the network's batch norm keeps its statistics, unless it began at random."""
+        self.training = mode
+        self.head.train(mode)
+        if self.cut is not None and self.cut.entry == WHOLE:  # a part that was traced has no modes
+            self.cut.above.train(mode and self.cut.is_random)
+        return self
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         return self.head(self.compute_features(*self.split_rows(rows)))

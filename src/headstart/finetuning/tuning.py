@@ -1,0 +1,452 @@
+"""Fine-tune a classifier's network, and keep the result only where a paired test says that it is better."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+
+from headstart._files import show_path
+from headstart.artifact import ArtifactMetadata, build_artifact
+from headstart.backbones.catalog import RANDOM_WEIGHTS, Backbone, load_backbone
+from headstart.backbones.onnx_export import export_backbone
+from headstart.backbones.torch_network import TorchNetwork, load_network
+from headstart.calibration import fit_temperature
+from headstart.config import FitSettings, TrainSettings, make_fit_settings, make_settings
+from headstart.data_check import DataReport, check_classes, hash_images, leave_out, resolve_duplicates
+from headstart.dataset import ImageRecord, scan_dataset
+from headstart.errors import ConfigError
+from headstart.evaluation import Evaluation
+from headstart.feature_cache import FeatureCache
+from headstart.features import Extractor, FeatureLayout, Picture, extract_features
+from headstart.finetuning.augmentation import find_preset
+from headstart.finetuning.checkpoints import start_folder
+from headstart.finetuning.cut import WHOLE, CutNetwork, copy_back, cut_network, make_runner
+from headstart.finetuning.dense_training import Parameters, describe_run, split_off_validation
+from headstart.finetuning.flip_check import check_flip
+from headstart.finetuning.history import EpochRow
+from headstart.finetuning.loop import Part, fit_top
+from headstart.finetuning.model import Head, HeadModule, TopModel
+from headstart.finetuning.rows import CachedRows, PixelRows, Rows
+from headstart.graph import PooledLayer
+from headstart.heads.dense import DenseHead
+from headstart.heads.linear import LinearHead, build_classifier
+from headstart.parallel import count_cpus
+from headstart.pictures import load_picture
+from headstart.prediction import Classifier, load
+from headstart.splits import split_dataset
+from headstart.stats import mcnemar_exact
+from headstart.training import compute_fingerprint, evaluate_head, fit_head, make_layout
+
+Progress = Callable[[str, int, int], None]
+
+MAX_P_VALUE = 0.05
+"""The fine-tuned network replaces the frozen one where the paired test gives less."""
+
+_FLIP_PICTURES = 300
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Frozen and fine-tuned on the same validation pictures, which neither was fitted on.
+
+    `p_value` is of McNemar's exact test. `is_tuned_kept` says which of the two the file holds, `reason` why.
+    """
+
+    num_images: int
+    num_correct_frozen: int
+    num_correct_tuned: int
+    p_value: float
+    is_tuned_kept: bool
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class TuningRecord:
+    """What a fine-tuning leaves besides the classifier.
+
+    `frozen` and `tuned` are their rows on the part that nothing was chosen by, as far as the data have one;
+    `evaluations` holds those of the one that was kept. `notes` are worth a person's attention.
+    """
+
+    report: DataReport
+    comparison: Comparison
+    frozen: dict[str, Evaluation]
+    tuned: dict[str, Evaluation]
+    history: tuple[EpochRow, ...]
+    best_epoch: int
+    parameters: Parameters
+    settings: TrainSettings
+    fit_settings: FitSettings
+    from_layer: str
+    notes: tuple[str, ...]
+
+    @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        return self.tuned if self.comparison.is_tuned_kept else self.frozen
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        return next(iter(self.evaluations.values()), None)
+
+
+def finetune(
+    model: Classifier | str | os.PathLike[str],
+    source: Any,
+    *,
+    from_layer: str = "auto",
+    weights: str | None = None,
+    labels: Any = None,
+    splits: Any = None,
+    groups: Any = None,
+    pattern: str | None = None,
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
+    output: str | os.PathLike[str] | None = None,
+    folder: Path | None = None,
+    on_progress: Progress | None = None,
+    **settings: Any,
+) -> Classifier:
+    """Fine-tune the network of `model` on the pictures that it was trained on, starting from its head.
+
+    `from_layer` and everything after it is trained: a layer's name, `input` for the whole network, or `auto` to decide
+    by the number of pictures. `settings` are those of FitSettings; their defaults here depend on the number of pictures
+    too (see `choose_fit_settings`). `weights` is the file that the network was loaded from, where it was one. `folder`
+    keeps checkpoints and history, so that a stopped training goes on; `output` is a file to save to.
+
+    The classifier that comes back is the fine-tuned one only where it is better on validation pictures by a paired
+    test; otherwise it is `model` itself, with both figures in its metadata. `training` is a TuningRecord. Raises
+    ConfigError, DataError, BackboneError.
+    """
+    progress = on_progress or (lambda stage, done, total: None)
+    frozen = model if isinstance(model, Classifier) else load(model)
+    train_settings = _read_settings(frozen.metadata, weights)
+    progress("finding pictures", 0, 0)
+    dataset = scan_dataset(
+        source, labels=labels, splits=splits, groups=groups, pattern=pattern, exclude=exclude, follow_links=follow_links
+    )
+    dataset = hash_images(
+        dataset, num_threads=count_cpus(), on_progress=lambda done, total: progress("reading files", done, total)
+    )
+    dataset = split_dataset(resolve_duplicates(dataset), test_frac=train_settings.test_frac, seed=train_settings.seed)
+    check_classes(dataset)
+    if dataset.classes != frozen.classes:
+        raise ConfigError(
+            f"The pictures have the classes {', '.join(map(show_path, dataset.classes))}; the classifier knows "
+            f"{', '.join(map(show_path, frozen.classes))}. Fine-tune it on the classes that it was trained on."
+        )
+    backbone = load_backbone(train_settings.backbone, train_settings.input_size_px, train_settings.weights)
+    if backbone.sha256 != frozen.metadata.backbone["sha256"]:
+        raise ConfigError(
+            f"The weights of {backbone.name} are not those that the classifier was made with (SHA-256 "
+            f"{backbone.sha256[:16]}..., in the file {frozen.metadata.backbone['sha256'][:16]}...). "
+            "Give the same weights with --weights. What is fine-tuned already cannot be fine-tuned again."
+        )
+    notes = []
+    with FeatureCache() as cache, ExitStack() as stack:
+        extractor = Extractor(backbone, layout=make_layout(backbone, train_settings))
+        pictures = [Picture(record.sha256, record.path) for record in dataset.records]
+        extraction = extract_features(
+            pictures, extractor, cache, lambda done, total: progress("extracting features", done, total)
+        )
+        dataset = leave_out(dataset, extraction.failures)
+        check_classes(dataset)
+        if compute_fingerprint(dataset) != frozen.metadata.data["fingerprint"]:
+            notes.append("The pictures are not exactly those that the classifier was trained on.")
+        train, validation, held_out = _divide(dataset.records, frozen.metadata, settings)
+        fit = choose_fit_settings(len(train), frozen.metadata, settings)
+        num_classes = len(dataset.classes)
+        start = _get_start(frozen, train_settings, train, num_classes, extractor, cache, progress)
+        if note := _check_flip(frozen, validation, fit):
+            notes.append(note)
+        progress("cutting the network", 0, 0)
+        network = load_network(train_settings.backbone, train_settings.input_size_px, train_settings.weights)
+        from_layer = choose_from_layer(network, start.layers, len(train)) if from_layer == "auto" else from_layer
+        cut = cut_network(network, WHOLE if from_layer == WHOLE else network.find_entry(from_layer), start.layers)
+        scale = _measure_scale(start, train, extractor, cache)
+        top = TopModel(cut, HeadModule(start, scale))
+        parts = _make_parts(cut, train, validation, fit, cache, progress)
+        place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training"
+        more = {"from": from_layer, "weights": network.sha256}
+        start_folder(place, describe_run("fine-tuning", [*train, *validation], asdict(train_settings), fit, **more))
+        result = fit_top(top, *parts, num_classes, fit, place, progress)
+        progress("exporting the network", 0, 0)
+        copy_back(cut, {name: tensor for name, tensor in result.weights.items() if "network." in name})
+        tuned_backbone = _export(network)
+        tuned_extractor = Extractor(tuned_backbone, layout=_make_head_layout(tuned_backbone, start.layers))
+        judged = [*validation, *(record for part in held_out.values() for record in part)]
+        extract_features(
+            [Picture(record.sha256, record.path) for record in judged],
+            tuned_extractor,
+            cache,
+            lambda done, total: progress("evaluating", done, total),
+        )
+        tuned_head = _calibrate(top.head, validation, tuned_extractor, cache)
+        before = evaluate_head(start, validation, dataset.classes, extractor, cache)
+        after = evaluate_head(tuned_head, validation, dataset.classes, tuned_extractor, cache)
+        own_head = read_head(frozen)
+        comparison = compare(before, after)
+        record = TuningRecord(
+            report=DataReport(dataset),
+            comparison=comparison,
+            frozen={n: evaluate_head(own_head, p, dataset.classes, extractor, cache) for n, p in held_out.items()},
+            tuned={
+                n: evaluate_head(tuned_head, p, dataset.classes, tuned_extractor, cache) for n, p in held_out.items()
+            },
+            history=result.history,
+            best_epoch=result.best_epoch,
+            parameters=_count_parameters(top, network),
+            settings=train_settings,
+            fit_settings=fit,
+            from_layer=from_layer,
+            notes=tuple(notes),
+        )
+    metadata = _make_metadata(frozen.metadata, tuned_backbone, tuned_head, record)
+    graph = (
+        build_classifier(tuned_backbone, tuned_head)
+        if comparison.is_tuned_kept
+        else onnx.load_model_from_string(frozen.data)
+    )
+    classifier = Classifier(metadata, build_artifact(graph, metadata), training=record)
+    if output is not None:
+        classifier.save(output)
+    return classifier
+
+
+def choose_fit_settings(num_images: int, metadata: ArtifactMetadata, given: dict[str, Any]) -> FitSettings:
+    """FitSettings as they are given, over defaults that suit `num_images` training pictures.
+
+    Where the classifier's head was trained with early stopping, its validation pictures stay what they were.
+    """
+    earlier = metadata.settings.get("fit", {})
+    defaults: dict[str, Any] = {
+        "optimizer": "adamw",
+        "learning_rate": 3e-4,
+        "weight_decay": 0.02,
+        "epochs": 6 if num_images >= 3000 else 10,
+        "patience": 3,
+        "augment": "light",
+        "label_smoothing": 0.05,
+        "warmup_frac": 0.1,
+        "schedule": "cosine",
+        "layer_decay": 0.8,
+        "ema": True,
+        "seed": metadata.settings.get("seed", 0),
+    }
+    fit = make_fit_settings(given, **defaults)
+    return replace(fit, **{name: earlier[name] for name in ("validation_frac", "seed") if name in earlier})
+
+
+def choose_from_layer(network: TorchNetwork, layers: Sequence[PooledLayer], num_images: int) -> str:
+    """The layer from which on training pays with so many pictures: the fewer there are, the nearer to the top.
+
+    With 3000 and more the whole network is trained, with 500 its upper half, with fewer its last quarter.
+    """
+    if num_images >= 3000:
+        return WHOLE
+    names = [layer.name for layer in network.layers if layer.part in ("map", "patches")]
+    index = len(names) // 2 if num_images >= 500 else len(names) * 3 // 4
+    return names[min(index, len(names) - 1)]
+
+
+def compare(frozen: Evaluation, tuned: Evaluation) -> Comparison:
+    """Whether the fine-tuned one may replace the frozen one, on the same pictures."""
+    count, before, after = len(frozen.labels), int(frozen.correct.sum()), int(tuned.correct.sum())
+    p_value = mcnemar_exact(frozen.correct, tuned.correct)
+    is_better = after > before and p_value < MAX_P_VALUE
+    shown = (
+        f"{after:,} instead of {before:,} of {count:,} validation pictures are right (paired test: p = {p_value:.2g})"
+    )
+    if is_better:
+        reason = f"Fine-tuned is better: {shown}."
+    elif after > before:
+        reason = f"The frozen one is kept: {shown}, which may be chance."
+    else:
+        reason = f"The frozen one is kept: fine-tuned is not better, {shown}."
+    return Comparison(count, before, after, p_value, is_better, reason)
+
+
+def _read_settings(metadata: ArtifactMetadata, weights: str | None) -> TrainSettings:
+    """The settings that the classifier was trained with. Raises ConfigError for a file that does not say them."""
+    stored = {name: value for name, value in metadata.settings.items() if name not in ("fit", "finetune")}
+    if not stored:
+        raise ConfigError("The file does not say how it was trained, so it cannot be fine-tuned. Train it anew.")
+    if "finetune" in metadata.settings and metadata.settings["finetune"]["kept"] == "tuned":
+        raise ConfigError(
+            "This classifier is fine-tuned already. Fine-tune the one that headstart train made; to train longer, give "
+            "the same command again with more --epochs."
+        )
+    stored |= {name: tuple(stored[name]) for name in ("hidden", "dropout") if name in stored}
+    if stored.get("weights") not in (None, RANDOM_WEIGHTS):
+        if weights is None:
+            raise ConfigError(
+                f"The network's weights came from the file {show_path(stored['weights'])}. Give it with --weights."
+            )
+        stored["weights"] = weights
+    return make_settings(stored)
+
+
+def _divide(
+    records: Sequence[ImageRecord], metadata: ArtifactMetadata, given: dict[str, Any]
+) -> tuple[list[ImageRecord], list[ImageRecord], dict[str, list[ImageRecord]]]:
+    """Training pictures, those to stop and compare by, and the parts that nothing is chosen by.
+
+    The data's validation part is used for choosing only where there is a test part besides; else a share of the
+    training pictures is.
+    """
+    parts = {name: [record for record in records if record.split == name] for name in ("train", "validation", "test")}
+    head_was_fitted = "fit" in metadata.settings
+    if parts["validation"] and parts["test"] and not head_was_fitted:
+        return parts["train"], parts["validation"], {"test": parts["test"]}
+    fit = choose_fit_settings(len(parts["train"]), metadata, given)
+    chosen, validation = split_off_validation(parts["train"], fit.validation_frac, fit.seed)
+    held_out = {name: parts[name] for name in ("test", "validation") if parts[name]}
+    return [parts["train"][i] for i in chosen], [parts["train"][i] for i in validation], held_out
+
+
+def _get_start(
+    frozen: Classifier,
+    settings: TrainSettings,
+    train: Sequence[ImageRecord],
+    num_classes: int,
+    extractor: Extractor,
+    cache: FeatureCache,
+    progress: Progress,
+) -> Head:
+    """The head to start from, which has not seen the validation pictures: a linear one is fitted again without them."""
+    head = read_head(frozen)
+    if isinstance(head, DenseHead):
+        return head
+    again = replace(settings, head="linear", penalty=head.penalty if settings.head == "linear" else "auto")
+    return fit_head(train, num_classes, extractor, cache, again, progress, candidates=[head.layers]).head
+
+
+def read_head(classifier: Classifier) -> Head:
+    """The head of a classifier, from the constants in its graph."""
+    facts = classifier.metadata.head
+    model = onnx.load_model_from_string(classifier.data)
+    arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name.startswith("head.")}
+    layers = tuple(PooledLayer(name, grid) for name, grid in facts["layers"])
+    temperature = facts["temperature"]
+    if facts.get("kind") != "dense":
+        coef, intercept = arrays["head.coef"] * temperature, arrays["head.intercept"] * temperature
+        return LinearHead(layers, coef, intercept, facts["penalty"] or 0.0, temperature, facts.get("kind", "linear"))
+    weights = [(arrays[f"head.{i}.coef"], arrays[f"head.{i}.intercept"]) for i in range(len(facts["hidden"]))]
+    coef, bias = arrays["head.output.coef"] * temperature, arrays["head.output.intercept"] * temperature
+    if facts["activation"] == "sigmoid":
+        coef, bias = coef[:, 1:], bias[1:]
+    dropout = tuple(facts.get("dropout", ()))
+    return DenseHead(layers, facts["pooling"], (*weights, (coef, bias)), facts["activation"], temperature, dropout)
+
+
+def _measure_scale(
+    head: Head, train: Sequence[ImageRecord], extractor: Extractor, cache: FeatureCache
+) -> np.ndarray | None:
+    """1 / standard deviation (D,) of a linear head's features, so that one learning rate suits all of them."""
+    if isinstance(head, DenseHead):
+        return None
+    recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
+    rows = cache.read_features(recipe, [record.sha256 for record in train[:1000]])
+    features = np.concatenate([extractor.layout.read_block(rows, pooled) for pooled in head.layers], axis=1)
+    spread = features.std(axis=0)
+    # Values that hardly vary would be blown up by what little noise they have.
+    floor = np.median(spread) * 0.1
+    return np.asarray(1 / np.maximum(spread, floor if floor > 0 else 1), np.float32)
+
+
+def _make_parts(
+    cut: CutNetwork,
+    train: Sequence[ImageRecord],
+    validation: Sequence[ImageRecord],
+    fit: FitSettings,
+    cache: FeatureCache,
+    progress: Progress,
+) -> tuple[Part, Part]:
+    augmentation = find_preset(fit.augment)
+    pictures = [[Picture(record.sha256, record.path) for record in part] for part in (train, validation)]
+    rows: list[Rows]
+    if cut.entry == WHOLE:
+        spec = cut.network.preprocess
+        rows = [PixelRows(pictures[0], spec, augmentation, fit.seed), PixelRows(pictures[1], spec)]
+    else:
+        runner = make_runner(cut)
+        cached = [
+            CachedRows(runner, pictures[0], cache, augmentation, fit.num_views, fit.seed),
+            CachedRows(runner, pictures[1], cache),
+        ]
+        for each in cached:
+            each.compute(lambda done, total: progress("running the frozen part", done, total))
+        rows = [*cached]
+    first, second = (np.array([record.label for record in part], np.int64) for part in (train, validation))
+    return Part(rows[0], first), Part(rows[1], second)
+
+
+def _check_flip(frozen: Classifier, validation: Sequence[ImageRecord], fit: FitSettings) -> str | None:
+    if not find_preset(fit.augment).horizontal_flip:
+        return None
+    # Spread over the classes: the records come class after class.
+    chosen = validation[:: max(1, len(validation) // _FLIP_PICTURES)]
+    pictures = ((load_picture(record.path, record.sha256).pixels, record.label) for record in chosen)
+    return check_flip(frozen.run, pictures, frozen.classes).warning
+
+
+def _export(network: TorchNetwork) -> Backbone:
+    """The fine-tuned network; its digest is that of its tensors."""
+    digest = hashlib.sha256(network.sha256.encode())
+    for name, tensor in network.module.state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    network.module.to(memory_format=torch.contiguous_format)
+    return replace(export_backbone(network), sha256=digest.hexdigest())
+
+
+def _make_head_layout(backbone: Backbone, layers: Sequence[PooledLayer]) -> FeatureLayout:
+    return FeatureLayout(tuple(layers), tuple(backbone.get_layer(pooled.layer).channels for pooled in layers))
+
+
+def _calibrate(
+    module: HeadModule, validation: Sequence[ImageRecord], extractor: Extractor, cache: FeatureCache
+) -> Head:
+    recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
+    rows = cache.read_features(recipe, [record.sha256 for record in validation])
+    logits = module.to_head().compute_logits(rows, extractor.layout)
+    labels = np.array([record.label for record in validation], np.int64)
+    return module.to_head(fit_temperature(logits, labels))
+
+
+def _count_parameters(top: TopModel, network: TorchNetwork) -> Parameters:
+    above = sum(param.numel() for param in top.above.parameters()) if top.above is not None else 0
+    layers = [network.get_layer(pooled.layer).layer for pooled in top.cut.head_layers] if top.cut else []
+    used = max((layer.num_params or 0 for layer in layers), default=network.num_params)
+    return Parameters(above + sum(param.numel() for param in top.head.parameters()), max(0, used - above))
+
+
+def _make_metadata(frozen: ArtifactMetadata, backbone: Backbone, head: Head, record: TuningRecord) -> ArtifactMetadata:
+    comparison = record.comparison
+    kept = "tuned" if comparison.is_tuned_kept else "frozen"
+    both = {
+        name: {"n": len(each.labels), "num_correct": int(each.correct.sum())}
+        for name, part in (("frozen", record.frozen), ("tuned", record.tuned))
+        for each in [next(iter(part.values()), None)]
+        if each is not None
+    }
+    tuning = {"kept": kept, "from": record.from_layer, **asdict(record.fit_settings)}
+    evaluation = dict(frozen.evaluation or {})
+    if comparison.is_tuned_kept and record.evaluation is not None:
+        figures = record.evaluation.compute_figures(record.settings.seed)
+        evaluation = {name: figures[name] for name in evaluation or figures if name in figures}
+    evaluation["finetune"] = {**asdict(comparison), **both}
+    changed: dict[str, Any] = {}
+    if comparison.is_tuned_kept:
+        changed["backbone"] = {**frozen.backbone, "sha256": backbone.sha256}
+        changed["head"] = head.to_json()
+    return replace(frozen, settings={**frozen.settings, "finetune": tuning}, evaluation=evaluation or None, **changed)
