@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from measure import make_parser, report, summarize, work_folder
 
-from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE, load_backbone
+from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE
+from headstart.backbones.loading import load_backbone
 from headstart.data_check import hash_images
 from headstart.dataset import ImageDataset, scan_dataset
 from headstart.decode import ImageFacts, decode_image

@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def extract(source: str) -> None:
-    from headstart.backbones.catalog import load_backbone
+    from headstart.backbones.loading import load_backbone
     from headstart.data_check import hash_images
     from headstart.dataset import scan_dataset
     from headstart.feature_cache import FeatureCache

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from measure import make_parser, report, summarize, work_folder
 
-from headstart.backbones.catalog import load_backbone
+from headstart.backbones.loading import load_backbone
 from headstart.config import make_settings
 from headstart.data_check import hash_images, leave_out, resolve_duplicates
 from headstart.dataset import scan_dataset

@@ -11,7 +11,8 @@ import pytest
 from drawn_pictures import write_shapes
 
 import headstart
-from headstart.backbones.catalog import Backbone, load_backbone
+from headstart.backbones.catalog import Backbone
+from headstart.backbones.loading import load_backbone
 from headstart.features import Extractor
 
 SHARED_DATA = Path(os.environ.get("HEADSTART_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -16,19 +16,28 @@ from drawn_pictures import run_python, write_shapes
 import headstart
 
 SOURCE = Path(headstart.__file__).parent
-PACKAGES = {"", "backbones", "heads"}
+PACKAGES = {"", "backbones", "heads", "finetuning", "recipes"}
 
 # A module imports from the rows above its own only.
 LAYERS = [
     "errors",
-    "_files formats parallel graph metrics stats onnx_reader heads.fitting",
+    "_files formats parallel graph metrics stats onnx_reader heads.fitting recipes.recipe",
     "decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
-    "heads.linear",
-    "dataset pictures evaluation artifact_metadata backbones.catalog",
-    "config splits data_check artifact features",
-    "heads.selection prediction summary terminal predictions_output",
+    "backbones.weights_file heads.linear heads.dense public_datasets finetuning.augmentation finetuning.flip_check "
+    "finetuning.checkpoints finetuning.history finetuning.layer_table",
+    "dataset pictures evaluation artifact_metadata backbones.catalog backbones.weights_download finetuning.mixing",
+    "config splits data_check artifact features backbones.weights backbones.network_layers "
+    "finetuning.augmentation_picture recipes.vgg16_dense100 recipes.vgg19_dense100 recipes.resnet50_dense100 "
+    "recipes.vgg16_average recipes.inception_v3_mixed7 recipes.inception_v3_average recipes.resnet50_cifar10",
+    "heads.selection prediction summary terminal predictions_output backbones.torch_network finetuning.rows",
+    "heads.svm backbones.onnx_export",
+    "backbones.exported finetuning.cut",
+    "backbones.loading finetuning.model",
+    "finetuning.loop",
+    "finetuning.dense_training",
     "training verification",
-    "estimator",
+    "estimator finetuning.tuning",
+    "recipes.runner",
     "cli",
 ]
 LEVELS = {name: number for number, names in enumerate(LAYERS) for name in names.split()}

@@ -8,7 +8,8 @@ import pytest
 
 from headstart._files import compute_sha256
 from headstart.backbones import catalog
-from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE, Backbone, CatalogEntry, find_entry, load_backbone
+from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE, Backbone, CatalogEntry, find_entry
+from headstart.backbones.loading import load_backbone
 from headstart.backbones.torch_checkpoint import read_checkpoint
 from headstart.errors import BackboneError, MissingDependencyError
 

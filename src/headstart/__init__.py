@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # Loaded on first use, so that `import headstart` is fast and predicting never imports what only training needs.
 _PUBLIC = {
     "train": "training",
+    "finetune": "finetuning.tuning",
     "load": "prediction",
     "Classifier": "prediction",
     "Prediction": "prediction",
@@ -22,7 +23,7 @@ _PUBLIC = {
     "hash_images": "data_check",
     "resolve_duplicates": "data_check",
     "decode_image": "decode",
-    "load_backbone": "backbones.catalog",
+    "load_backbone": "backbones.loading",
     "Extractor": "features",
     "Picture": "features",
     "extract_features": "features",
@@ -32,6 +33,7 @@ _PUBLIC = {
     "fit_temperature": "calibration",
     "verify_classifier": "verification",
     "TrainSettings": "config",
+    "FitSettings": "config",
     "HeadstartError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
@@ -56,8 +58,9 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from headstart.backbones.catalog import load_backbone as load_backbone
+    from headstart.backbones.loading import load_backbone as load_backbone
     from headstart.calibration import fit_temperature as fit_temperature
+    from headstart.config import FitSettings as FitSettings
     from headstart.config import TrainSettings as TrainSettings
     from headstart.data_check import hash_images as hash_images
     from headstart.data_check import resolve_duplicates as resolve_duplicates
@@ -78,6 +81,7 @@ if TYPE_CHECKING:
     from headstart.features import Extractor as Extractor
     from headstart.features import Picture as Picture
     from headstart.features import extract_features as extract_features
+    from headstart.finetuning.tuning import finetune as finetune
     from headstart.heads.linear import build_classifier as build_classifier
     from headstart.heads.selection import select_head as select_head
     from headstart.prediction import Classifier as Classifier

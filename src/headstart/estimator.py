@@ -9,10 +9,11 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from headstart.backbones.catalog import DEFAULT_BACKBONE, load_backbone
+from headstart.backbones.catalog import DEFAULT_BACKBONE
+from headstart.backbones.loading import load_backbone
 from headstart.config import make_settings
 from headstart.dataset import ImageRecord
-from headstart.errors import DataError, ImageError, raise_all
+from headstart.errors import ConfigError, DataError, ImageError, raise_all
 from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, Picture, extract_features
 from headstart.parallel import count_cpus, map_bounded
@@ -23,21 +24,27 @@ from headstart.training import compute_probs, fit_head
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Fit on pictures (paths, bytes, arrays or Pillow images) and labels of any kind that NumPy can sort.
 
-    The parameters are those of TrainSettings. Features come from the cache, so cross_val_score and GridSearchCV run
+    The parameters are those of TrainSettings, but dense heads are not for it. Features come from the cache, so cross_val_score and GridSearchCV run
     the backbone once per picture. After fitting: `classes_`, `head_`, `selection_`.
     """
 
     def __init__(
         self,
         backbone: str = DEFAULT_BACKBONE,
+        input_size_px: int | None = None,
+        weights: str | None = None,
         layers: str = "auto",
+        head: str = "linear",
         penalty: float | str = "auto",
         class_weights: str = "none",
         num_folds: int = 5,
         seed: int = 0,
     ) -> None:
         self.backbone = backbone
+        self.input_size_px = input_size_px
+        self.weights = weights
         self.layers = layers
+        self.head = head
         self.penalty = penalty
         self.class_weights = class_weights
         self.num_folds = num_folds
@@ -48,6 +55,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         # A grid made by NumPy holds its scalars.
         params = self.get_params(deep=False).items()
         settings = make_settings({name: v.item() if isinstance(v, np.generic) else v for name, v in params})
+        if settings.head == "dense":
+            raise ConfigError("ImageClassifier fits linear and svm heads. For a dense head use headstart.train.")
         if len(X) != len(y):
             raise DataError(f"X has {len(X)} pictures and y has {len(y)} labels. Expected one label for each picture.")
         self.classes_, labels = _number_labels(np.asarray(y))
@@ -60,7 +69,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(self.classes_) < 2:
             problems.append(f"y holds {len(self.classes_)} class. Training needs at least 2.")
         raise_all(DataError, problems)
-        self._extractor = Extractor(load_backbone(settings.backbone))
+        self._extractor = self._load_extractor()
         with FeatureCache() as cache:
             pictures = self._extract(X, cache)
             records = [
@@ -101,6 +110,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         raise_all(DataError, [problems[index] for index in sorted(problems)])
         return [*pictures.values()]
 
+    def _load_extractor(self) -> Extractor:
+        return Extractor(load_backbone(self.backbone, self.input_size_px, self.weights))
+
     def __getstate__(self) -> dict[str, Any]:
         # A session of ONNX Runtime cannot be copied; it is made again from the backbone's name.
         return {name: value for name, value in super().__getstate__().items() if name != "_extractor"}
@@ -108,7 +120,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "head_" in state:
-            self._extractor = Extractor(load_backbone(self.backbone))
+            self._extractor = self._load_extractor()
 
 
 def _number_labels(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,8 @@ import numpy as np
 from headstart import __version__
 from headstart._files import show_path
 from headstart.artifact import ArtifactMetadata, build_artifact
-from headstart.backbones.catalog import Backbone, load_backbone
+from headstart.backbones.catalog import Backbone
+from headstart.backbones.loading import load_backbone
 from headstart.calibration import apply_temperature
 from headstart.config import FitSettings, TrainSettings, make_settings
 from headstart.data_check import (

@@ -18,7 +18,8 @@ from onnx import numpy_helper
 
 from headstart._files import show_path
 from headstart.artifact import ArtifactMetadata, build_artifact
-from headstart.backbones.catalog import RANDOM_WEIGHTS, Backbone, load_backbone
+from headstart.backbones.catalog import RANDOM_WEIGHTS, Backbone
+from headstart.backbones.loading import load_backbone
 from headstart.backbones.onnx_export import export_backbone
 from headstart.backbones.torch_network import TorchNetwork, load_network
 from headstart.calibration import fit_temperature
