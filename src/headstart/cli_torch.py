@@ -138,7 +138,7 @@ def augment(
         raise ConfigError(
             f"--output {show_path(str(output))} is also an input, and is not replaced. Name another file."
         )
-    found = []
+    found: list[tuple[str, Any]] = []
     # Spread over the folders, which come class after class.
     step = max(1, len(paths) // _GRID_PICTURES)
     for path in [*paths[::step], *paths]:
@@ -197,4 +197,4 @@ def recipe(
             )
     except KeyboardInterrupt:
         raise stop("The same command continues.") from None
-    print_parts(console, [render_result(result)])
+    print_parts(console, render_result(result))

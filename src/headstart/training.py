@@ -85,7 +85,7 @@ class TrainingRecord:
     @property
     def parameters(self) -> Parameters | None:
         """Of a dense head: how many numbers were trained, and how many of the network were not."""
-        return self.fit and self.fit.parameters
+        return self.fit.parameters if self.fit else None
 
     @property
     def evaluation(self) -> Evaluation | None:

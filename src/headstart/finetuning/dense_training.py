@@ -20,7 +20,7 @@ from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, Picture
 from headstart.finetuning.augmentation import find_preset
 from headstart.finetuning.checkpoints import start_folder
-from headstart.finetuning.history import EpochRow
+from headstart.finetuning.history import EpochRow, plot_history
 from headstart.finetuning.loop import Part, fit_top
 from headstart.finetuning.model import Head, HeadModule, TopModel, draw_dense_head
 from headstart.finetuning.rows import CachedRows
@@ -129,6 +129,13 @@ def fit_dense_head(
         model = TopModel(None, HeadModule(head))
         parts = Part(train, labels[chosen]), Part(validation, labels[held_out])
         result = fit_top(model, *parts, num_classes, fit, place, progress)
+        plot_history(
+            result.history,
+            place / "history.png",
+            title=f"Dense head on {extractor.name}",
+            best_epoch=result.best_epoch,
+            num_validation=len(held_out),
+        )
     recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
     rows = cache.read_features(recipe, [records[i].sha256 for i in held_out])
     logits = model.head.to_head().compute_logits(rows, extractor.layout)

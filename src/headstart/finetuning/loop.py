@@ -352,7 +352,7 @@ def make_optimizer(model: TopModel, settings: FitSettings) -> torch.optim.Optimi
     }
     # Keras's smoothing and epsilon, which the tutorials' rates were found with; torch's are 0.99 and 1e-8.
     smoothing = {"alpha": 0.9} if settings.optimizer == "rmsprop" else {}
-    return kinds[settings.optimizer](groups, lr=rate, eps=1e-7, **smoothing)  # type: ignore[no-any-return]
+    return kinds[settings.optimizer](groups, lr=rate, eps=1e-7, **smoothing)
 
 
 def list_modules(model: TopModel) -> list[tuple[str, list[torch.nn.Parameter]]]:

@@ -35,8 +35,8 @@ from headstart.finetuning.checkpoints import start_folder
 from headstart.finetuning.cut import WHOLE, CutNetwork, copy_back, cut_network, make_runner
 from headstart.finetuning.dense_training import Parameters, describe_run, split_off_validation
 from headstart.finetuning.flip_check import check_flip
-from headstart.finetuning.history import EpochRow
-from headstart.finetuning.layer_table import LayerRow
+from headstart.finetuning.history import EpochRow, plot_history
+from headstart.finetuning.layer_table import LayerRow, list_layers
 from headstart.finetuning.loop import Part, fit_top
 from headstart.finetuning.model import Head, HeadModule, TopModel
 from headstart.finetuning.rows import CachedRows, PixelRows, Rows
@@ -184,6 +184,13 @@ def finetune(
         more = {"from": from_layer, "weights": network.sha256}
         start_folder(place, describe_run("fine-tuning", [*train, *validation], asdict(train_settings), fit, **more))
         result = fit_top(top, *parts, num_classes, fit, place, progress)
+        plot_history(
+            result.history,
+            place / "history.png",
+            title=f"{train_settings.backbone}, trained from {from_layer}",
+            best_epoch=result.best_epoch,
+            num_validation=len(validation),
+        )
         progress("exporting the network", 0, 0)
         copy_back(cut, {name: tensor for name, tensor in result.weights.items() if "network." in name})
         tuned_backbone = _export(network)
@@ -215,7 +222,7 @@ def finetune(
             from_layer=from_layer,
             notes=tuple(notes),
             num_forward=extraction.num_forward,
-            layers=(),
+            layers=_list_layers(cut),
         )
     metadata = _make_metadata(frozen.metadata, tuned_backbone, tuned_head, record)
     graph = (
@@ -395,6 +402,12 @@ def _make_parts(
         rows = [*cached]
     first, second = (np.array([record.label for record in part], np.int64) for part in (train, validation))
     return Part(rows[0], first), Part(rows[1], second)
+
+
+def _list_layers(cut: CutNetwork) -> tuple[LayerRow, ...]:
+    trained = [name.partition("network.")[2] for name, _ in cut.above.named_parameters()]
+    side = cut.network.preprocess.input_size_px
+    return tuple(list_layers(cut.network.module, torch.zeros(1, 3, side, side), trained))
 
 
 def _check_flip(frozen: Classifier, validation: Sequence[ImageRecord], fit: FitSettings) -> str | None:
