@@ -85,6 +85,7 @@ def test_train_hands_on_every_option(work: Path) -> None:
     assert metadata.settings == {
         "backbone": "efficientnet-lite0",
         "layers": "top",
+        "head": "linear",
         "penalty": 0.1,
         "class_weights": "balanced",
         "test_frac": 0.5,

@@ -321,7 +321,9 @@ def make_metadata(dataset: ImageDataset, backbone: Backbone, record: TrainingRec
 
 
 def _describe_settings(record: TrainingRecord) -> dict[str, Any]:
-    settings = asdict(record.settings)
+    """Those that had a say: nothing of dense heads for others, and nothing that was left open."""
+    idle = ("penalty",) if record.fit else ("pooling", "hidden", "dropout", "activation")
+    settings = {name: each for name, each in asdict(record.settings).items() if each is not None and name not in idle}
     if record.settings.weights is not None:
         settings["weights"] = Path(record.settings.weights).name  # where it lies is nobody's business
     return {**settings, **({"fit": asdict(record.fit.settings)} if record.fit else {})}
