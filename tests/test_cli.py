@@ -275,7 +275,18 @@ def test_backbones_version_and_help(work: Path) -> None:
     assert "efficientnet-lite0" in run_command("backbones").out
     assert run_command("--version").out == f"headstart {headstart.__version__}\n"
     listed = run_command("--help").out
-    for name in ("train", "predict", "evaluate", "inspect", "check", "backbones", "verify", "cache"):
+    for name in (
+        "train",
+        "finetune",
+        "augment",
+        "recipe",
+        "predict",
+        "evaluate",
+        "inspect",
+        "check",
+        "backbones",
+        "verify",
+    ):
         assert re.search(rf"\b{name}\b", listed)
         assert run_command(name, "--help").code == 0
 

@@ -27,7 +27,7 @@ from headstart.cli_options import (
     with_fit_options,
     write_evaluation,
 )
-from headstart.errors import ConfigError, ImageError
+from headstart.errors import ConfigError, ImageError, require_torch
 
 _GRID_PICTURES = 6
 
@@ -63,7 +63,6 @@ def finetune(
     network replaces the frozen one; both figures are in the file. Checkpoints and the history of epochs are in
     OUTPUT.training/; the same command continues a training that was stopped, and one with more --epochs trains on.
     """
-    from headstart.backbones.exported import require_torch
     from headstart.terminal import make_console, print_parts, render_tuning, track_progress
 
     require_torch("Fine-tuning")
@@ -72,7 +71,7 @@ def finetune(
     if target.exists() and model.exists() and target.samefile(model):
         raise ConfigError(f"--output {show_path(str(target))} is the classifier to fine-tune. Name another file.")
     check_evaluation_folder(name_evaluation(target), parquet)
-    from headstart.finetuning.tuning import finetune as finetune_classifier
+    from headstart.tuning import finetune as finetune_classifier
 
     given = {**fit, **{n: v for n, v in (("class_weights", class_weights), ("seed", seed)) if v is not None}}
     folder = target.with_suffix(".training")
@@ -120,8 +119,6 @@ def augment(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
     """Draw what a preset of augmentation does to your own pictures: each operation alone, then all together."""
-    from headstart.backbones.exported import require_torch
-
     require_torch("headstart augment")
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ConfigError(f"--output is {show_path(str(output))}. Expected a name that ends in .png or .jpg.")
@@ -178,8 +175,6 @@ def recipe(
     chosen = find_recipe(name)
     if not source:
         raise ConfigError(f"Which pictures? headstart recipe {name} PICTURES. The recipe is for: {chosen.data}")
-    from headstart.backbones.exported import require_torch
-
     require_torch("A recipe")
     from headstart.recipes.runner import render_result, run_recipe
 

@@ -304,11 +304,12 @@ def render_backbones(
     table = Table(box=None, pad_edge=False)
     names = ["name", "parameters", "features", "input", *(["pictures/s"] if speeds else []), "licence", "weights"]
     for name in names:
-        table.add_column(name, justify="left" if name in ("name", "licence", "weights") else "right", overflow="fold")
+        is_text = name in ("name", "licence", "weights")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=name == "name", overflow="fold")
     for row in rows:
         speed = speeds.get(row.name)
         table.add_row(
-            row.name,
+            Text(row.name),
             "" if row.num_params is None else f"{row.num_params / 1e6:.1f} M",
             "" if row.num_features is None else str(row.num_features),
             f"{row.input_size_px} px",

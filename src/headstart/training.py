@@ -171,7 +171,7 @@ def _check_kind(settings: TrainSettings, fit: FitSettings | None) -> None:
         if fit is not None:
             raise ConfigError(f"A {settings.head} head is not trained in epochs. Leave `fit` out, or use head 'dense'.")
         return
-    from headstart.backbones.exported import require_torch
+    from headstart.errors import require_torch
 
     require_torch("A dense head")
 

@@ -12,9 +12,8 @@ from importlib.util import find_spec
 import numpy as np
 
 from headstart.backbones.catalog import CATALOG, TIMM_PREFIX, TORCHVISION_NAMES
-from headstart.backbones.exported import require_torch
 from headstart.backbones.loading import load_backbone
-from headstart.errors import BackboneError, HeadstartError
+from headstart.errors import BackboneError, HeadstartError, require_torch
 from headstart.features import Extractor
 from headstart.parallel import map_bounded
 

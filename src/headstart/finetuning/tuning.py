@@ -104,7 +104,7 @@ class TuningRecord:
         return next(iter(self.evaluations.values()), None)
 
 
-def finetune(
+def tune(
     model: Classifier | str | os.PathLike[str],
     source: Any,
     *,
@@ -121,17 +121,7 @@ def finetune(
     on_progress: Progress | None = None,
     **settings: Any,
 ) -> Classifier:
-    """Fine-tune the network of `model` on the pictures that it was trained on, starting from its head.
-
-    `from_layer` and everything after it is trained: a layer's name, `input` for the whole network, or `auto` to decide
-    by the number of pictures. `settings` are those of FitSettings; their defaults here depend on the number of pictures
-    too (see `choose_fit_settings`). `weights` is the file that the network was loaded from, where it was one. `folder`
-    keeps checkpoints and history, so that a stopped training goes on; `output` is a file to save to.
-
-    The classifier that comes back is the fine-tuned one only where it is better on validation pictures by a paired
-    test; otherwise it is `model` itself, with both figures in its metadata. `training` is a TuningRecord. Raises
-    ConfigError, DataError, BackboneError.
-    """
+    """See `headstart.finetune`, which this is, with torch at hand."""
     progress = on_progress or (lambda stage, done, total: None)
     frozen = model if isinstance(model, Classifier) else load(model)
     train_settings = _read_settings(frozen.metadata, weights)
