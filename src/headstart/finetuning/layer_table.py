@@ -54,7 +54,8 @@ def list_layers(module: torch.nn.Module, example: torch.Tensor, trained: Collect
     trained_ids = {id(params[name]) for name in trained}
     parts = dict(_find_parts("", module))
     shapes = _measure(module, parts, example)
-    rows, counted = [], set()
+    rows: list[LayerRow] = []
+    counted: set[int] = set()
     for name, part in parts.items():
         own = {id(param): param for param in _list_params(part) if id(param) not in counted}
         counted |= own.keys()
