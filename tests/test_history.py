@@ -77,6 +77,7 @@ def test_lines_once_written_stay_as_they_are(tmp_path: Path) -> None:
         now = write_history(tmp_path, rows[:count]).read_bytes()
         assert now.startswith(before)
         assert now.count(b"\n") == count + 1
+        assert b"\r" not in now
         before = now
     assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
 
@@ -215,7 +216,7 @@ def test_png_is_the_same_for_the_same_rows(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() != (tmp_path / "two").read_bytes()
 
 
-@pytest.mark.parametrize("title", ["$x_1$ \\frac", "[bold]", "猫と犬", "a\x1b[31mb\n", "x" * 500])
+@pytest.mark.parametrize("title", ["$\\frac$", "[bold]", "猫と犬", "a\x1b[31mb\n", "x" * 500])
 def test_any_title_and_name_can_be_drawn(tmp_path: Path, title: str) -> None:
     rows = make_rows([0.5, 0.7])
     plot_history(rows, tmp_path / "history.png", title=title)
