@@ -11,9 +11,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.transforms import Bbox
 
 from headstart._files import say_os_error, show_path, write_atomic
 from headstart.errors import DataError
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 _BLUE, _ORANGE, _GREEN, _PURPLE, _BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
 _STYLES = ((_BLUE, "-", "o"), (_ORANGE, "--", "s"), (_GREEN, "-.", "^"), (_PURPLE, ":", "D"), (_BLACK, "-", "v"))
 _DPI = 150
-_MAX_TITLE_CHARS = 90
-_MAX_NAME_CHARS = 40
+_MAX_TITLE_CHARS, _MAX_NAME_CHARS = 90, 40
 _NUM_FIRST_EPOCHS = 3  # over which the slope is taken
 _MAX_MARKED = 40  # points of a line that are drawn one by one
 
@@ -75,8 +74,8 @@ _OPTIONAL = {"train_loss", "train_accuracy"}
 def write_history(folder: Path, rows: Sequence[EpochRow]) -> Path:
     """Replace `folder`/history.csv by these rows in one step; returns its path. Numbers are written to the last digit.
 
-    The rows kept in the checkpoint are the truth. Written from them, the file after any kill has no gap, no row twice
-    and no half line, and a line once written stays as it is. Raises DataError unless the epochs are 0, 1, 2 and so on.
+    The rows kept in the checkpoint are the truth: written from them, the file has no gap, no row twice and no half
+    line after any kill. Raises DataError unless the epochs are 0, 1, 2 and so on.
     """
     _check_rows(rows)
     text = io.StringIO()
@@ -92,11 +91,9 @@ def read_history(path: Path) -> list[EpochRow]:
     """The rows of a history.csv, exactly as written. Raises DataError that lists all malformed lines."""
     shown = show_path(str(path))
     try:
-        lines = path.read_bytes().decode().splitlines()
+        lines = path.read_bytes().decode(errors="replace").splitlines()
     except OSError as error:
         raise DataError(f"{shown} cannot be read: {say_os_error(error)}.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{shown} is not text. Expected a history.csv of a training.") from None
     if not lines or lines[0].split(",") != _COLUMNS:
         raise DataError(f"{shown} is not a training's history. Expected the header {','.join(_COLUMNS)}.")
     rows, bad = [], []
@@ -106,7 +103,7 @@ def read_history(path: Path) -> list[EpochRow]:
         except ValueError as error:
             bad.append(f"line {number}: {show_path(str(error))}")
     raise_bad_rows(shown, bad)
-    _check_rows(rows)
+    _check_rows(rows, name=shown)
     return rows
 
 
@@ -127,16 +124,15 @@ def draw_history(
 ) -> Figure:
     """Loss and accuracy of training and validation, side by side.
 
-    best_epoch: whose weights were kept; it is marked. num_validation: how many pictures the validation accuracy is a
-    share of; with it, its 95 % Wilson interval is drawn as a band. Raises DataError where there is no row.
+    best_epoch: whose weights were kept. num_validation: how many pictures the validation accuracy is a share of, for
+    its 95 % Wilson interval as a band. Raises DataError where there is no row, or none of `best_epoch`.
     """
     _check_rows(rows, at_least=1)
     if best_epoch is not None and not 0 <= best_epoch < len(rows):
         raise DataError(f"The best epoch is {best_epoch}, but the history has the epochs 0 to {len(rows) - 1}.")
     figure = _make_figure(title, height=4.2)
-    epochs = [row.epoch for row in rows]
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        _prepare(axes, epochs[-1], what)
+        _prepare(axes, rows[-1].epoch, what)
         validation = [getattr(row, f"validation_{what}") for row in rows]
         # No number, no point: epoch 0 has no training.
         train = [math.nan if (value := getattr(row, f"train_{what}")) is None else value for row in rows]
@@ -148,7 +144,8 @@ def draw_history(
         if best_epoch is not None:
             value = validation[best_epoch]
             handles += axes.plot(best_epoch, value, "*", color=_BLACK, markersize=12, zorder=5)
-            labels.append(f"best: epoch {best_epoch}" + (f", {format_percent(value)} %" if what == "accuracy" else ""))
+            shown = f"{format_percent(value)} %" if what == "accuracy" else f"{value:.3f}"
+            labels.append(f"best: epoch {best_epoch}, {shown}")
         axes.legend(handles, labels, fontsize=8.5, framealpha=0.85)
     return figure
 
@@ -168,9 +165,9 @@ def draw_curves(curves: Mapping[str, Sequence[EpochRow]], *, title: str, num_val
         raise DataError(f"{len(curves)} curves cannot be drawn in one picture. Expected 1 to {len(_STYLES)}.")
     summaries = summarize_curves(curves)
     # In inches: the plot, and below it the table: two lines of header and a line for each curve.
-    height, table_height = 3.9, 0.26 * (len(curves) + 2)
-    figure = _make_figure(title, height + table_height)
-    axes, below = figure.subplots(2, 1, height_ratios=(height, table_height))
+    heights = (3.9, 0.26 * (len(curves) + 2))
+    figure = _make_figure(title, sum(heights))
+    axes, below = figure.subplots(2, 1, height_ratios=heights)
     _prepare(axes, max(rows[-1].epoch for rows in curves.values()), "validation accuracy")
     handles = []
     for rows, style in zip(curves.values(), _STYLES, strict=False):
@@ -201,12 +198,12 @@ def summarize_curves(curves: Mapping[str, Sequence[EpochRow]]) -> list[CurveSumm
     return summaries
 
 
-def _check_rows(rows: Sequence[EpochRow], at_least: int = 0) -> None:
+def _check_rows(rows: Sequence[EpochRow], at_least: int = 0, name: str = "The history") -> None:
     if len(rows) < at_least:
-        raise DataError("The history has no row yet. There is something to draw after the first evaluation.")
+        raise DataError(f"{name} has no row yet. There is something to draw after the first evaluation.")
     epochs = [row.epoch for row in rows]
     if epochs != list(range(len(rows))):
-        raise DataError(f"The history's epochs are {', '.join(map(str, epochs))}. Expected each once, from 0 on.")
+        raise DataError(f"{name} has the epochs {', '.join(map(str, epochs))}. Expected each once, from 0 on.")
 
 
 def _parse_row(cells: Sequence[str]) -> EpochRow:
@@ -235,9 +232,8 @@ def _shorten(text: str, max_chars: int) -> str:
 
 
 def _prepare(axes: Axes, last_epoch: int, what: str) -> None:
-    axes.set_xlabel("epoch (0 is the start)", fontsize=10)
-    axes.set_ylabel(what, fontsize=10)
-    axes.tick_params(labelsize=9)
+    axes.set_xlabel("epoch (0 is the start)")
+    axes.set_ylabel(what)
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -251,8 +247,8 @@ def _prepare(axes: Axes, last_epoch: int, what: str) -> None:
 def _plot_line(axes: Axes, values: Sequence[float], style: tuple[str, str, str]) -> Any:
     """A line over the epochs 0, 1, 2 and so on."""
     color, line, marker = style
-    shown_marker = marker if len(values) <= _MAX_MARKED else ""
-    [drawn] = axes.plot(values, line, marker=shown_marker, color=color, linewidth=1.8, markersize=4.5)
+    marker = marker if len(values) <= _MAX_MARKED else ""
+    [drawn] = axes.plot(values, line, marker=marker, color=color, linewidth=1.8, markersize=4.5)
     return drawn
 
 
@@ -281,7 +277,7 @@ def _draw_table(axes: Axes, summaries: Sequence[CurveSummary], num_validation: i
                 f"{format_percent(each.asymptote)} % ({format_percent(low)} to {format_percent(high)})",
             ]
         )
-    table = axes.table(rows, cellLoc="center", colWidths=[0.34, 0.18, 0.22, 0.26], bbox=[0, 0, 1, 1])
+    table = axes.table(rows, cellLoc="center", colWidths=[0.34, 0.18, 0.22, 0.26], bbox=Bbox.unit())
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     for (row, column), cell in table.get_celld().items():
@@ -296,9 +292,8 @@ def _draw_table(axes: Axes, summaries: Sequence[CurveSummary], num_validation: i
 
 def _save(figure: Figure, path: Path) -> None:
     image = io.BytesIO()
-    canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         # A name in a script that Matplotlib's own font lacks is drawn as boxes; nobody can act on the warning.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
-        canvas.print_png(image, metadata={"Software": None})
+        figure.savefig(image, format="png", metadata={"Software": None})
     write_atomic(path, image.getvalue())
