@@ -36,6 +36,7 @@ from headstart.finetuning.cut import WHOLE, CutNetwork, copy_back, cut_network, 
 from headstart.finetuning.dense_training import Parameters, describe_run, split_off_validation
 from headstart.finetuning.flip_check import check_flip
 from headstart.finetuning.history import EpochRow
+from headstart.finetuning.layer_table import LayerRow
 from headstart.finetuning.loop import Part, fit_top
 from headstart.finetuning.model import Head, HeadModule, TopModel
 from headstart.finetuning.rows import CachedRows, PixelRows, Rows
@@ -91,6 +92,8 @@ class TuningRecord:
     fit_settings: FitSettings
     from_layer: str
     notes: tuple[str, ...]
+    num_forward: int
+    layers: tuple[LayerRow, ...]
 
     @property
     def evaluations(self) -> dict[str, Evaluation]:
@@ -211,6 +214,8 @@ def finetune(
             fit_settings=fit,
             from_layer=from_layer,
             notes=tuple(notes),
+            num_forward=extraction.num_forward,
+            layers=(),
         )
     metadata = _make_metadata(frozen.metadata, tuned_backbone, tuned_head, record)
     graph = (
