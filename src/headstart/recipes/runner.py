@@ -165,8 +165,7 @@ def take_first(source: Any, max_per_class: int) -> dict[str, Any]:
 
 def _measure_frozen(name: str, record: TrainingRecord, folder: Path, start: float) -> StageResult:
     fit = cast("FitRecord", record.fit)
-    num_validation = len(fit.validation)
-    course = _Course(fit.history, fit.best_epoch, fit.settings.epochs, num_validation, record.report)
+    course = _Course(fit.history, fit.best_epoch, len(fit.validation), record.report)
     course.draw(folder, f"{name}, frozen")
     figures = (*course.measure(), *_measure_parts(record.evaluations))
     counts = fit.parameters
@@ -176,9 +175,7 @@ def _measure_frozen(name: str, record: TrainingRecord, folder: Path, start: floa
 def _measure_finetuned(name: str, record: TuningRecord, folder: Path, start: float) -> StageResult:
     """What fine-tuning gave, whichever of the two classifiers was kept."""
     comparison, counts = record.comparison, record.parameters
-    course = _Course(
-        record.history, record.best_epoch, record.fit_settings.epochs, comparison.num_images, record.report
-    )
+    course = _Course(record.history, record.best_epoch, comparison.num_images, record.report)
     course.draw(folder, f"{name}, fine-tuned")
     figures = (*course.measure(), *_measure_parts(record.tuned))
     seconds = time.monotonic() - start
@@ -191,7 +188,6 @@ class _Course:
 
     history: tuple[EpochRow, ...]
     best_epoch: int
-    epochs: int
     num_validation: int
     report: DataReport
 
@@ -210,12 +206,10 @@ class _Course:
     def draw(self, folder: Path, title: str) -> None:
         from headstart.finetuning.history import plot_history
 
-        last = self.history[-1].epoch
         plot_history(
             self.history,
             folder / "history.png",
             title=title,
-            early_stop=last if last < self.epochs else None,
             best_epoch=self.best_epoch,
             num_validation=self.num_validation,
         )
@@ -262,7 +256,7 @@ def render_result(result: RecipeResult) -> Iterator[RenderableType]:
     yield from (Text(stage.verdict) for stage in result.stages if stage.verdict)
     yield ""
     yield _render_parameters(result)
-    if any(_count_in_recipe(recipe, stage) != (stage.trained, stage.frozen) for stage in result.stages):
+    if any(stage.trained != _count_in_recipe(recipe, stage)[0] for stage in result.stages):
         side = recipe.train["input_size_px"]
         yield Text(f"The recipe's counts are those at {side} pixels and with {recipe.num_classes} classes.")
     for note in recipe.notes:
