@@ -89,12 +89,12 @@ def run_recipe(
     `epochs` (of each stage) and `input_size_px` take the place of the recipe's; `max_per_class` keeps the first so many
     pictures of each class in each split. Raises ConfigError and DataError as `train` and `finetune` do.
     """
+    make_output(output)
     changed_fit: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     settings: dict[str, Any] = {**recipe.train, "backbone": recipe.backbone, "weights": weights}
     if input_size_px is not None:
         settings["input_size_px"] = input_size_px
     pictures = {"source": source} if max_per_class is None else take_first(source, max_per_class)
-    make_output(output)
 
     folder = output / f"{recipe.name}.training"
     start = time.monotonic()

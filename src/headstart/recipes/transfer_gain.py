@@ -86,8 +86,8 @@ def run_transfer_gain(
     suits the number of pictures. None stops early. `output` gets transfer_gain.png and a folder of checkpoints for
     each; a run that was stopped goes on. Raises ConfigError and DataError as `train` and `finetune` do.
     """
-    pictures = {"source": source} if max_per_class is None else take_first(source, max_per_class)
     make_output(output)
+    pictures = {"source": source} if max_per_class is None else take_first(source, max_per_class)
     settings: dict[str, Any] = {**_HEAD, "backbone": backbone, "input_size_px": input_size_px}
     every: dict[str, Any] = {
         "augment": "light",
