@@ -242,7 +242,7 @@ _OBJECT_CHECKS: dict[str, dict[str, _Check]] = {
 }
 # Earlier files of the format lack these.
 _OPTIONAL_CHECKS: dict[str, dict[str, _Check]] = {
-    "preprocess": {"crop": _one_of("centre", "squash")},
+    "preprocess": {"crop": _one_of("centre", "after-resize", "squash")},
     "head": {
         "kind": _one_of("linear", "svm", "dense"),
         "pooling": _one_of("average", "max", "flatten"),

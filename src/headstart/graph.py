@@ -7,6 +7,7 @@ command line and any other ONNX Runtime see the same pixels by construction.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,7 +29,10 @@ class PreprocessSpec:
 
     The square's side is `crop_frac` of the short side, but never gives up pixels that the input has room for: up to an
     input's side nothing of the short side is cut off. (CIFAR-10 gains 1 to 2 points by that, photographs lose none.)
-    With `crop` "squash" the whole picture is squeezed into the square. `interpolation` is "cubic" or "linear".
+    With `crop` "after-resize" the same is done in torchvision's order, so that not even half a pixel differs: the short
+    side becomes S / crop_frac, rounded down, and then S x S pixels are cut from the middle.
+    With `crop` "squash" the whole picture is squeezed into a square of that side before the cut. `interpolation` is
+    "cubic" or "linear".
     """
 
     input_size_px: int
@@ -41,7 +45,7 @@ class PreprocessSpec:
     def to_json(self) -> dict[str, Any]:
         """As the classifier file holds it; `crop` is left out where it is the centre, as the first files had it."""
         plain = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        return plain if self.crop == "squash" else {name: value for name, value in plain.items() if name != "crop"}
+        return {name: value for name, value in plain.items() if (name, value) != ("crop", "centre")}
 
 
 @dataclass(frozen=True, order=True)
@@ -94,22 +98,14 @@ IMAGE_INPUT = helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["H", "W",
 def add_preprocessing(builder: GraphBuilder, spec: PreprocessSpec) -> str:
     """Nodes from `image` to the network's input, float32 (1, 3, S, S).
 
-    The square is cut from the bytes before anything is converted, so the cost does not grow with the picture. The
+    A centre square is cut from the bytes before anything is converted, so the cost does not grow with the picture. The
     resize is Pillow's, in its antialiasing and at the edges; like Pillow it clips what overshoots.
     """
-    square = IMAGE if spec.crop == "squash" else _add_centre_crop(builder, spec)
-    planes = builder.add("Unsqueeze", builder.add("Transpose", square, perm=[2, 0, 1]), builder.int_constant(0))
-    resized = builder.add(
-        "Resize",
-        builder.add("Cast", planes, to=TensorProto.FLOAT),
-        "",
-        "",
-        builder.int_constant(1, 3, spec.input_size_px, spec.input_size_px),
-        mode=spec.interpolation,
-        antialias=1,
-        exclude_outside=1,  # at an edge the weights inside are scaled up; the default repeats the edge
-        cubic_coeff_a=-0.5,  # the operator's default is -0.75
-    )
+    if spec.crop == "centre":
+        shape = builder.int_constant(1, 3, spec.input_size_px, spec.input_size_px)
+        resized = _add_resize(builder, _add_centre_crop(builder, spec), shape, spec.interpolation)
+    else:
+        resized = _add_resize_and_crop(builder, spec)
     clipped = builder.add(
         "Clip", resized, builder.constant(np.array(0, np.float32)), builder.constant(np.array(255, np.float32))
     )
@@ -117,6 +113,44 @@ def add_preprocessing(builder: GraphBuilder, spec: PreprocessSpec) -> str:
     scale = (1 / (255 * std)).astype(np.float32).reshape(1, 3, 1, 1)
     shift = (-np.array(spec.mean) / std).astype(np.float32).reshape(1, 3, 1, 1)
     return builder.add("Add", builder.add("Mul", clipped, builder.constant(scale)), builder.constant(shift))
+
+
+def _add_resize(builder: GraphBuilder, pixels: str, shape: str, interpolation: str) -> str:
+    """From uint8 (h, w, 3) to float32 of `shape`, which is (1, 3, rows, columns)."""
+    planes = builder.add("Unsqueeze", builder.add("Transpose", pixels, perm=[2, 0, 1]), builder.int_constant(0))
+    return builder.add(
+        "Resize",
+        builder.add("Cast", planes, to=TensorProto.FLOAT),
+        "",
+        "",
+        shape,
+        mode=interpolation,
+        antialias=1,
+        exclude_outside=1,  # at an edge the weights inside are scaled up; the default repeats the edge
+        cubic_coeff_a=-0.5,  # the operator's default is -0.75
+    )
+
+
+def _add_resize_and_crop(builder: GraphBuilder, spec: PreprocessSpec) -> str:
+    side = builder.int_constant(spec.input_size_px)
+    most_px = math.floor(spec.input_size_px / spec.crop_frac)
+    if spec.crop == "squash":
+        pixels, resized = IMAGE, builder.int_constant(most_px, most_px)
+    else:
+        size = builder.add("Slice", builder.add("Shape", IMAGE), builder.int_constant(0), builder.int_constant(2))
+        short = builder.add("ReduceMin", size, keepdims=1)
+        # The ends of a very long picture come off first: they are not seen, and resizing them would take memory.
+        kept = builder.add("Min", size, builder.add("Mul", short, builder.int_constant(4)))
+        first = builder.add("Div", builder.add("Sub", size, kept), builder.int_constant(2))
+        pixels = builder.add("Slice", IMAGE, first, builder.add("Add", first, kept), builder.int_constant(0, 1))
+        short_resized = builder.add("Min", builder.add("Max", short, side), builder.int_constant(most_px))
+        resized = builder.add("Div", builder.add("Mul", kept, short_resized), short)
+    shape = builder.add("Concat", builder.int_constant(1, 3), resized, axis=0)
+    planes = _add_resize(builder, pixels, shape, spec.interpolation)
+    margin = builder.add("Cast", builder.add("Sub", resized, side), to=TensorProto.FLOAT)
+    half = builder.add("Round", builder.add("Mul", margin, builder.constant(np.array(0.5, np.float32))))
+    start = builder.add("Cast", half, to=TensorProto.INT64)
+    return builder.add("Slice", planes, start, builder.add("Add", start, side), builder.int_constant(2, 3))
 
 
 def _add_centre_crop(builder: GraphBuilder, spec: PreprocessSpec) -> str:

@@ -18,7 +18,7 @@ from headstart.graph import PreprocessSpec
 
 logger = logging.getLogger(__name__)
 
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 """Counts changes of what is exported (layers, preprocessing), so that graphs kept from before are not used."""
 
 _KEY = "headstart.backbone"

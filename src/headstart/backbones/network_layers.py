@@ -80,15 +80,15 @@ def list_layers(name: str, architecture: str, network: torch.nn.Module, side_px:
         tensor = outputs[place.module]
         if tensor.ndim != 4 and not (tensor.ndim == 3 and _is_square(tensor.shape[1] - prefix)):
             raise BackboneError(f"{name}: {place.module} gives {list(tensor.shape)}, neither a square map nor tokens.")
-        _, channels, size, _ = to_map(tensor, prefix).shape
+        _, channels, size, _ = to_map(network, tensor).shape
         part = "map" if tensor.ndim == 4 else "patches"
         layer = Layer(place.name, channels, size, count_params_through(network, place.module))
         layers.append(NetworkLayer(layer, place.module, place.entry, part))
     top = layers[-1]
-    if prefix and top.part == "patches":
+    if getattr(network, "cls_token", None) is not None and top.part == "patches":  # registers are prefixes too
         token = Layer(CLASS_TOKEN, top.layer.channels, 1, top.layer.num_params)
         layers.append(NetworkLayer(token, top.module, top.entry, CLASS_TOKEN))
-    known = [to_map(outputs[top.module], prefix).mean(dim=(2, 3)), outputs[top.module][:, 0]]
+    known = [to_map(network, outputs[top.module]).mean(dim=(2, 3)), outputs[top.module][:, 0]]
     if pooled is not None and not any(_is_same(pooled, each) for each in known):
         total = sum(param.numel() for param in network.parameters())
         layers.append(NetworkLayer(Layer(POOLED, pooled.shape[1], 1, total), top.module, top.entry, POOLED))
@@ -166,11 +166,14 @@ def count_prefix_tokens(network: torch.nn.Module) -> int:
     return int(getattr(network, "num_prefix_tokens", 0) or 0)
 
 
-def to_map(tensor: torch.Tensor, num_prefix_tokens: int) -> torch.Tensor:
+def to_map(network: torch.nn.Module, tensor: torch.Tensor) -> torch.Tensor:
     """(B, C, h, h) of a map in either order of axes, or of tokens (B, prefix + h * h, C)."""
     if tensor.ndim == 4:
-        # Maps are square, so the axis that differs holds the channels.
-        return tensor.permute(0, 3, 1, 2) if tensor.shape[2] != tensor.shape[3] else tensor
+        # Maps are square, so the axis that differs holds the channels; timm says it where all three are equal.
+        _, first, second, third = tensor.shape
+        channels_last = getattr(network, "output_fmt", "") == "NHWC" if first == third else second != third
+        return tensor.permute(0, 3, 1, 2) if channels_last else tensor
+    num_prefix_tokens = count_prefix_tokens(network)
     size = math.isqrt(tensor.shape[1] - num_prefix_tokens)
     return tensor[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, (size, size))
 
@@ -186,7 +189,6 @@ class LayerOutputs(torch.nn.Module):
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         with watch_outputs(self.network, [layer.module for layer in self.layers]) as outputs:
             last = self.network.forward_features(pixels)
-        prefix = count_prefix_tokens(self.network)
         maps = []
         for layer in self.layers:
             if layer.part == POOLED:
@@ -194,5 +196,5 @@ class LayerOutputs(torch.nn.Module):
             elif layer.part == CLASS_TOKEN:
                 maps.append(outputs[layer.module][:, 0, :, None, None])
             else:
-                maps.append(to_map(outputs[layer.module], prefix))
+                maps.append(to_map(self.network, outputs[layer.module]))
         return maps

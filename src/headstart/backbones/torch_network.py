@@ -128,13 +128,14 @@ def make_preprocess(name: str, cfg: PretrainedCfg, side_px: int) -> PreprocessSp
         raise BackboneError(
             f"{name} prepares its pictures by '{cfg.crop_mode}', which headstart cannot. Choose another."
         )
+    crop = "centre" if name in CATALOG else "after-resize"  # the graph without torch cuts first
     return PreprocessSpec(
         input_size_px=side_px,
-        crop_frac=float(cfg.crop_pct),
+        crop_frac=min(float(cfg.crop_pct), 1.0),  # VOLO's is 1.15: a black margin, which nothing is gained by
         mean=tuple(map(float, cfg.mean)),  # type: ignore[arg-type]
         std=tuple(map(float, cfg.std)),  # type: ignore[arg-type]
         interpolation="linear" if cfg.interpolation == "bilinear" else "cubic",
-        crop="squash" if cfg.crop_mode == "squash" else "centre",
+        crop="squash" if cfg.crop_mode == "squash" else crop,
     )
 
 

@@ -129,17 +129,18 @@ def draw_view(
     and test pictures must never come here.
     """
     height, width = pixels.shape[:2]
-    if augmentation.resized_crop_min_frac is None and preprocess.crop == "squash":
-        top, left, rows, columns = 0, 0, height, width
-    elif augmentation.resized_crop_min_frac is None:
-        top, left, rows, columns = _find_square(height, width, preprocess)
-    else:
-        top, left, rows, columns = _draw_crop(height, width, augmentation.resized_crop_min_frac, rng)
+    resample = Image.Resampling.BILINEAR if preprocess.interpolation == "linear" else Image.Resampling.BICUBIC
     side = preprocess.input_size_px
-    # Cut before the resize: with its `box` argument Pillow would look at the pixels beyond the edge.
-    cut = Image.fromarray(np.ascontiguousarray(pixels[top : top + rows, left : left + columns]))
-    is_linear = preprocess.interpolation == "linear"
-    view = cut.resize((side, side), Image.Resampling.BILINEAR if is_linear else Image.Resampling.BICUBIC)
+    if augmentation.resized_crop_min_frac is None and preprocess.crop != "centre":
+        view = _resize_and_crop(pixels, preprocess, resample)
+    else:
+        if augmentation.resized_crop_min_frac is None:
+            top, left, rows, columns = _find_square(height, width, preprocess)
+        else:
+            top, left, rows, columns = _draw_crop(height, width, augmentation.resized_crop_min_frac, rng)
+        # Cut before the resize: with its `box` argument Pillow would look at the pixels beyond the edge.
+        cut = Image.fromarray(np.ascontiguousarray(pixels[top : top + rows, left : left + columns]))
+        view = cut.resize((side, side), resample)
     if augmentation.horizontal_flip and rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # exact, as no warp is
     view = _draw_warp(view, augmentation, rng)
@@ -157,6 +158,24 @@ def _find_square(height: int, width: int, preprocess: PreprocessSpec) -> tuple[i
     cropped = np.float32(short) * np.float32(preprocess.crop_frac)
     side = int(np.round(max(cropped, np.float32(min(short, preprocess.input_size_px)))))
     return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _resize_and_crop(pixels: NDArray[np.uint8], preprocess: PreprocessSpec, resample: Image.Resampling) -> Image.Image:
+    """What graph.add_preprocessing does where the cut comes after the resize."""
+    height, width = pixels.shape[:2]
+    side = preprocess.input_size_px
+    most = math.floor(side / preprocess.crop_frac)
+    if preprocess.crop == "squash":
+        rows = columns = most
+    else:
+        short = min(height, width)
+        kept = min(height, 4 * short), min(width, 4 * short)
+        top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
+        pixels = pixels[top : top + kept[0], left : left + kept[1]]
+        rows, columns = (length * min(max(short, side), most) // short for length in kept)
+    top, left = round((rows - side) / 2), round((columns - side) / 2)
+    resized = Image.fromarray(np.ascontiguousarray(pixels)).resize((columns, rows), resample)
+    return resized.crop((left, top, left + side, top + side))
 
 
 def _draw_crop(height: int, width: int, min_frac: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
