@@ -251,13 +251,16 @@ def choose_fit_settings(num_images: int, metadata: ArtifactMetadata, given: dict
 def choose_from_layer(network: TorchNetwork, layers: Sequence[PooledLayer], num_images: int) -> str:
     """The layer from which on training pays with so many pictures: the fewer there are, the nearer to the top.
 
-    With 3000 and more the whole network is trained, with 500 its upper half, with fewer its last quarter.
+    With 3000 and more the whole network is trained, with 500 its upper half, with fewer its last quarter; in any case
+    the last of the head's `layers`, because what stands above it would change nothing.
     """
     if num_images >= 3000:
         return WHOLE
     names = [layer.name for layer in network.layers if layer.part in ("map", "patches")]
     index = len(names) // 2 if num_images >= 500 else len(names) * 3 // 4
-    return names[min(index, len(names) - 1)]
+    # What is no map, such as a class token, comes from the top.
+    last = max(names.index(each.layer) if each.layer in names else len(names) - 1 for each in layers)
+    return names[min(index, last)]
 
 
 def compare(frozen: Evaluation, tuned: Evaluation) -> Comparison:
