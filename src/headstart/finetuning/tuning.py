@@ -360,7 +360,8 @@ def _measure_scale(
     if isinstance(head, DenseHead):
         return None
     recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
-    rows = cache.read_features(recipe, [record.sha256 for record in train[:1000]])
+    chosen = train[:: max(1, len(train) // 1000)]  # spread over the classes: the records come class after class
+    rows = cache.read_features(recipe, [record.sha256 for record in chosen])
     features = np.concatenate([extractor.layout.read_block(rows, pooled) for pooled in head.layers], axis=1)
     spread = features.std(axis=0)
     # Values that hardly vary would be blown up by what little noise they have.
