@@ -95,7 +95,7 @@ class _Run:
         self.params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         self.optimizer = make_optimizer(model, settings)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.steps_per_epoch = math.ceil(len(train.labels) / settings.batch_size)
+        self.steps_per_epoch = len(_divide(np.arange(len(train.labels)), settings.batch_size))
         self.average = {name: param.detach().clone() for name, param in self.params.items()} if settings.ema else None
         counts = np.bincount(train.labels, minlength=num_classes)
         balanced = len(train.labels) / (num_classes * np.maximum(counts, 1))
@@ -182,7 +182,7 @@ class _Run:
         settings, epoch = self.settings, len(self.history)
         self.model.train()
         order = np.random.default_rng([settings.seed, epoch]).permutation(len(self.train.labels))
-        batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
+        batches = _divide(order, settings.batch_size)
         done = self.step - (epoch - 1) * self.steps_per_epoch
         rest = batches[done:]
         for batch, rows in zip(rest, self.train.rows.iterate(rest, epoch), strict=True):
@@ -276,6 +276,14 @@ class _Run:
         if torch.cuda.is_bf16_supported():
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
+
+
+def _divide(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Batches; a picture that is left over alone goes with those before it."""
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:  # batch norm cannot learn from one value a channel
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
 
 
 def predict_logits(
