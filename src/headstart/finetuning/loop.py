@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from headstart.config import FitSettings
+from headstart.errors import ConfigError
 from headstart.finetuning.augmentation import find_preset
 from headstart.finetuning.checkpoints import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from headstart.finetuning.history import EpochRow, write_history
@@ -215,6 +216,7 @@ class _Run:
         losses = compute_losses(logits.float(), targets, settings.label_smoothing)
         weights = targets @ self.class_weights
         loss = (losses * weights).sum() / weights.sum()
+        self.check_finite(float(loss))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -246,6 +248,7 @@ class _Run:
         logits = self.predict(self.validation, f"validating epoch {epoch}")
         labels = torch.from_numpy(self.validation.labels)
         losses = compute_losses(logits, functional.one_hot(labels, self.num_classes).float(), 0.0)
+        self.check_finite(float(losses.mean()))
         num_images = len(self.train.labels)
         return EpochRow(
             epoch=epoch,
@@ -268,6 +271,13 @@ class _Run:
         if trained is not None:
             _assign(self.params, trained)
         return logits
+
+    def check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ConfigError(
+                f"The training has left all bounds: after {self.step:,} steps the loss is {loss}. Choose a lower "
+                f"learning rate; it is {self.settings.learning_rate:g}."
+            )
 
     def autocast(self) -> Any:
         if self.device.type != "cuda":
