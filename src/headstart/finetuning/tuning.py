@@ -175,7 +175,7 @@ def finetune(
         from_layer = choose_from_layer(network, start.layers, len(train)) if from_layer == "auto" else from_layer
         cut = cut_network(network, WHOLE if from_layer == WHOLE else network.find_entry(from_layer), start.layers)
         scale = _measure_scale(start, train, extractor, cache)
-        top = TopModel(cut, HeadModule(start, scale))
+        top = TopModel(cut, HeadModule(_make_logistic(start), scale))
         parts = _make_parts(cut, train, validation, fit, cache, progress)
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training"
         more = {"from": from_layer, "weights": network.sha256}
@@ -331,8 +331,16 @@ def _get_start(
     head = read_head(frozen)
     if isinstance(head, DenseHead):
         return head
-    again = replace(settings, head="linear", penalty=head.penalty if settings.head == "linear" else "auto")
+    again = replace(settings, penalty=head.penalty)
     return fit_head(train, num_classes, extractor, cache, again, progress, candidates=[head.layers]).head
+
+
+def _make_logistic(head: Head) -> Head:
+    """The same probabilities at temperature 1, where cross-entropy takes up; a dense head was trained there already."""
+    if isinstance(head, DenseHead):
+        return head
+    coef, intercept = head.coef / head.temperature, head.intercept / head.temperature
+    return replace(head, coef=coef, intercept=intercept, temperature=1.0, kind="linear")
 
 
 def read_head(classifier: Classifier) -> Head:
