@@ -16,7 +16,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from headstart._files import show_path
+from headstart._files import compute_sha256, show_path
 from headstart.artifact import ArtifactMetadata, build_artifact
 from headstart.backbones.catalog import RANDOM_WEIGHTS, Backbone
 from headstart.backbones.loading import load_backbone
@@ -178,7 +178,7 @@ def finetune(
         top = TopModel(cut, HeadModule(_make_logistic(start), scale))
         parts = _make_parts(cut, train, validation, fit, cache, progress)
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training"
-        more = {"from": from_layer, "weights": network.sha256}
+        more = {"from": from_layer, "weights": network.sha256, "head": _digest_head(frozen)}
         start_folder(place, describe_run("fine-tuning", [*train, *validation], asdict(train_settings), fit, **more))
         result = fit_top(top, *parts, num_classes, fit, place, progress)
         progress("exporting the network", 0, 0)
@@ -359,6 +359,12 @@ def read_head(classifier: Classifier) -> Head:
         coef, bias = coef[:, 1:], bias[1:]
     dropout = tuple(facts.get("dropout", ()))
     return DenseHead(layers, facts["pooling"], (*weights, (coef, bias)), facts["activation"], temperature, dropout)
+
+
+def _digest_head(classifier: Classifier) -> str:
+    head = read_head(classifier)
+    weights = head.weights if isinstance(head, DenseHead) else ((head.coef, head.intercept),)
+    return compute_sha256(b"".join(array.tobytes() for pair in weights for array in pair))
 
 
 def _measure_scale(
