@@ -71,11 +71,12 @@ def describe_run(
     kind: str, records: Sequence[ImageRecord], settings: Any, fit: FitSettings, **more: Any
 ) -> dict[str, Any]:
     """What decides the course of a training, for `start_folder`; epochs can be raised later."""
-    pictures = "\n".join(sorted(f"{record.sha256} {record.label}" for record in records))
+    # Split and group decide which pictures are put aside.
+    pictures = "\n".join(sorted(f"{each.sha256} {each.label} {each.split} {each.group}" for each in records))
     lasting = {name: value for name, value in asdict(fit).items() if name not in ("epochs", "patience")}
     return {
         "kind": kind,
-        "pictures": compute_sha256(pictures.encode()),
+        "pictures": compute_sha256(pictures.encode("utf-8", "surrogatepass")),
         "settings": settings,
         "fit": lasting,
         "torch": torch.__version__,

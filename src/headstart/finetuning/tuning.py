@@ -16,7 +16,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from headstart._files import show_path
+from headstart._files import compute_sha256, show_path
 from headstart.artifact import ArtifactMetadata, build_artifact
 from headstart.backbones.catalog import RANDOM_WEIGHTS, Backbone
 from headstart.backbones.loading import load_backbone
@@ -168,10 +168,10 @@ def tune(
         from_layer = choose_from_layer(network, start.layers, len(train)) if from_layer == "auto" else from_layer
         cut = cut_network(network, WHOLE if from_layer == WHOLE else network.find_entry(from_layer), start.layers)
         scale = _measure_scale(start, train, extractor, cache)
-        top = TopModel(cut, HeadModule(start, scale))
+        top = TopModel(cut, HeadModule(_make_logistic(start), scale))
         parts = _make_parts(cut, train, validation, fit, cache, progress)
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training"
-        more = {"from": from_layer, "weights": network.sha256}
+        more = {"from": from_layer, "weights": network.sha256, "head": _digest_head(frozen)}
         start_folder(place, describe_run("fine-tuning", [*train, *validation], asdict(train_settings), fit, **more))
         result = fit_top(top, *parts, num_classes, fit, place, progress)
         plot_history(
@@ -253,13 +253,16 @@ def choose_fit_settings(num_images: int, metadata: ArtifactMetadata, given: dict
 def choose_from_layer(network: TorchNetwork, layers: Sequence[PooledLayer], num_images: int) -> str:
     """The layer from which on training pays with so many pictures: the fewer there are, the nearer to the top.
 
-    With 3000 and more the whole network is trained, with 500 its upper half, with fewer its last quarter.
+    With 3000 and more the whole network is trained, with 500 its upper half, with fewer its last quarter; in any case
+    the last of the head's `layers`, because what stands above it would change nothing.
     """
     if num_images >= 3000:
         return WHOLE
     names = [layer.name for layer in network.layers if layer.part in ("map", "patches")]
     index = len(names) // 2 if num_images >= 500 else len(names) * 3 // 4
-    return names[min(index, len(names) - 1)]
+    # What is no map, such as a class token, comes from the top.
+    last = max(names.index(each.layer) if each.layer in names else len(names) - 1 for each in layers)
+    return names[min(index, last)]
 
 
 def compare(frozen: Evaluation, tuned: Evaluation) -> Comparison:
@@ -330,8 +333,16 @@ def _get_start(
     head = read_head(frozen)
     if isinstance(head, DenseHead):
         return head
-    again = replace(settings, head="linear", penalty=head.penalty if settings.head == "linear" else "auto")
+    again = replace(settings, penalty=head.penalty)
     return fit_head(train, num_classes, extractor, cache, again, progress, candidates=[head.layers]).head
+
+
+def _make_logistic(head: Head) -> Head:
+    """The same probabilities at temperature 1, where cross-entropy takes up; a dense head was trained there already."""
+    if isinstance(head, DenseHead):
+        return head
+    coef, intercept = head.coef / head.temperature, head.intercept / head.temperature
+    return replace(head, coef=coef, intercept=intercept, temperature=1.0, kind="linear")
 
 
 def read_head(classifier: Classifier) -> Head:
@@ -352,6 +363,12 @@ def read_head(classifier: Classifier) -> Head:
     return DenseHead(layers, facts["pooling"], (*weights, (coef, bias)), facts["activation"], temperature, dropout)
 
 
+def _digest_head(classifier: Classifier) -> str:
+    head = read_head(classifier)
+    weights = head.weights if isinstance(head, DenseHead) else ((head.coef, head.intercept),)
+    return compute_sha256(b"".join(array.tobytes() for pair in weights for array in pair))
+
+
 def _measure_scale(
     head: Head, train: Sequence[ImageRecord], extractor: Extractor, cache: FeatureCache
 ) -> np.ndarray | None:
@@ -359,7 +376,8 @@ def _measure_scale(
     if isinstance(head, DenseHead):
         return None
     recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
-    rows = cache.read_features(recipe, [record.sha256 for record in train[:1000]])
+    chosen = train[:: max(1, len(train) // 1000)]  # spread over the classes: the records come class after class
+    rows = cache.read_features(recipe, [record.sha256 for record in chosen])
     features = np.concatenate([extractor.layout.read_block(rows, pooled) for pooled in head.layers], axis=1)
     spread = features.std(axis=0)
     # Values that hardly vary would be blown up by what little noise they have.
