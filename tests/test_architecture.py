@@ -40,6 +40,7 @@ LAYERS = [
     "estimator finetuning.tuning",
     "tuning",
     "recipes.runner",
+    "recipes.transfer_gain",
     "cli_torch",
     "cli",
 ]

@@ -20,7 +20,6 @@ from headstart.cli_options import (
     check_evaluation_folder,
     check_folder_of,
     check_target,
-    name_after,
     name_evaluation,
     resolve_source,
     stop,
@@ -163,33 +162,45 @@ def recipe(
     epochs: Annotated[int | None, typer.Option(help="Of each stage, instead of the recipe's.")] = None,
     input_size: Annotated[int | None, typer.Option(help="Side in pixels, instead of the recipe's.")] = None,
     max_per_class: Annotated[int | None, typer.Option(help="Use the first so many pictures of each class.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Network, for transfer_gain.")] = None,
 ) -> None:
-    """Run an experiment of the Keras tutorials and print its published figures beside those measured here."""
-    from headstart.recipes import find_recipe, list_recipes
+    """Run an experiment of the Keras tutorials and print its published figures beside those measured here.
+
+    transfer_gain trains a network from scratch, under a new head, and fine-tuned, and draws the three curves.
+    """
+    from headstart.recipes import TRANSFER_GAIN, find_recipe, list_recipes
     from headstart.terminal import make_console, print_parts, render_recipes, track_progress
 
     console = make_console()
     if not name:
         print_parts(console, render_recipes(list_recipes()))
         return
-    chosen = find_recipe(name)
+    chosen = None if name == TRANSFER_GAIN else find_recipe(name)
     if not source:
-        raise ConfigError(f"Which pictures? headstart recipe {name} PICTURES. The recipe is for: {chosen.data}")
+        purpose = f" The recipe is for: {chosen.data}" if chosen else ""
+        raise ConfigError(f"Which pictures? headstart recipe {name} PICTURES.{purpose}")
     require_torch("A recipe")
+    if chosen and backbone:
+        raise ConfigError(f"--backbone is for {TRANSFER_GAIN}; the recipe {name} has its own.")
     from headstart.recipes.runner import render_result, run_recipe
+    from headstart.recipes.transfer_gain import render_gain, run_transfer_gain
 
+    options: dict[str, Any] = {
+        "output": output or Path(name),
+        "weights": weights,
+        "input_size_px": input_size,
+        "max_per_class": max_per_class,
+    }
+    options |= {"epochs": epochs} if epochs else {}
     try:
         with track_progress(make_console(stderr=True)) as progress:
-            result = run_recipe(
-                chosen,
-                resolve_source(source, progress),
-                output=output or Path(name_after(name)),
-                weights=weights,
-                epochs=epochs,
-                input_size_px=input_size,
-                max_per_class=max_per_class,
-                on_progress=progress,
-            )
+            pictures = resolve_source(source, progress)
+            if chosen:
+                parts = render_result(run_recipe(chosen, pictures, on_progress=progress, **options))
+            else:
+                options |= {"backbone": backbone} if backbone else {}
+                parts = render_gain(run_transfer_gain(pictures, on_progress=progress, **options))
     except KeyboardInterrupt:
         raise stop("The same command continues.") from None
-    print_parts(console, render_result(result))
+    print_parts(console, parts)
+    print(f"Wrote {show_path(str(options['output']))}")

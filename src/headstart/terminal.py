@@ -332,4 +332,5 @@ def render_recipes(recipes: Sequence[Recipe]) -> Iterator[RenderableType]:
         table.add_column(name, overflow="fold")
     for recipe in recipes:
         table.add_row(recipe.name, recipe.title, recipe.data)
+    table.add_row("transfer_gain", "from scratch, new head, fine-tuned: three curves", "any")
     yield table
