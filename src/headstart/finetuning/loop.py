@@ -216,7 +216,7 @@ class _Run:
         losses = compute_losses(logits.float(), targets, settings.label_smoothing)
         weights = targets @ self.class_weights
         loss = (losses * weights).sum() / weights.sum()
-        self.check_finite(float(loss))
+        self.check_finite(float(loss.detach()))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
