@@ -18,7 +18,7 @@ from headstart.pictures import PictureSource, load_picture, name_source
 if TYPE_CHECKING:
     from headstart.dataset import ImageDataset
     from headstart.evaluation import Evaluation
-    from headstart.finetuning.tuning import TuningRecord
+    from headstart.finetuning.outcome import TuningRecord
     from headstart.training import TrainingRecord
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from headstart.evaluation import Evaluation
     from headstart.finetuning.dense_training import Parameters
     from headstart.finetuning.history import EpochRow
-    from headstart.finetuning.tuning import TuningRecord
+    from headstart.finetuning.outcome import TuningRecord
     from headstart.heads.selection import Selection
     from headstart.recipes.recipe import Recipe
     from headstart.training import TrainingRecord

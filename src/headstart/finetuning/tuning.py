@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 
 from headstart._files import compute_sha256, show_path
-from headstart.artifact import ArtifactMetadata, build_artifact
+from headstart.artifact import ArtifactMetadata
 from headstart.backbones.catalog import RANDOM_WEIGHTS, Backbone
 from headstart.backbones.loading import load_backbone
 from headstart.backbones.onnx_export import export_backbone
@@ -25,7 +25,7 @@ from headstart.backbones.torch_network import TorchNetwork, load_network
 from headstart.calibration import fit_temperature
 from headstart.config import FitSettings, TrainSettings, make_fit_settings, make_settings
 from headstart.data_check import DataReport, check_classes, hash_images, leave_out, resolve_duplicates
-from headstart.dataset import ImageRecord, scan_dataset
+from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
 from headstart.errors import ConfigError
 from headstart.evaluation import Evaluation
 from headstart.feature_cache import FeatureCache
@@ -35,73 +35,24 @@ from headstart.finetuning.checkpoints import start_folder
 from headstart.finetuning.cut import WHOLE, CutNetwork, copy_back, cut_network, make_runner
 from headstart.finetuning.dense_training import Parameters, describe_run, split_off_validation
 from headstart.finetuning.flip_check import check_flip
-from headstart.finetuning.history import EpochRow, plot_history
+from headstart.finetuning.history import plot_history
 from headstart.finetuning.layer_table import LayerRow, list_layers
 from headstart.finetuning.loop import Part, fit_top
 from headstart.finetuning.model import Head, HeadModule, TopModel
+from headstart.finetuning.outcome import TuningRecord, compare, make_classifier
 from headstart.finetuning.rows import CachedRows, PixelRows, Rows
 from headstart.graph import PooledLayer
 from headstart.heads.dense import DenseHead
-from headstart.heads.linear import LinearHead, build_classifier
+from headstart.heads.linear import LinearHead
 from headstart.parallel import count_cpus
 from headstart.pictures import load_picture
 from headstart.prediction import Classifier, load
 from headstart.splits import split_dataset
-from headstart.stats import mcnemar_exact
 from headstart.training import compute_fingerprint, evaluate_head, fit_head, make_layout
 
 Progress = Callable[[str, int, int], None]
 
-MAX_P_VALUE = 0.05
-"""The fine-tuned network replaces the frozen one where the paired test gives less."""
-
 _FLIP_PICTURES = 300
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Frozen and fine-tuned on the same validation pictures, which neither was fitted on.
-
-    `p_value` is of McNemar's exact test. `is_tuned_kept` says which of the two the file holds, `reason` why.
-    """
-
-    num_images: int
-    num_correct_frozen: int
-    num_correct_tuned: int
-    p_value: float
-    is_tuned_kept: bool
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class TuningRecord:
-    """What a fine-tuning leaves besides the classifier.
-
-    `frozen` and `tuned` are their rows on the part that nothing was chosen by, as far as the data have one;
-    `evaluations` holds those of the one that was kept. `notes` are worth a person's attention.
-    """
-
-    report: DataReport
-    comparison: Comparison
-    frozen: dict[str, Evaluation]
-    tuned: dict[str, Evaluation]
-    history: tuple[EpochRow, ...]
-    best_epoch: int
-    parameters: Parameters
-    settings: TrainSettings
-    fit_settings: FitSettings
-    from_layer: str
-    notes: tuple[str, ...]
-    num_forward: int
-    layers: tuple[LayerRow, ...]
-
-    @property
-    def evaluations(self) -> dict[str, Evaluation]:
-        return self.tuned if self.comparison.is_tuned_kept else self.frozen
-
-    @property
-    def evaluation(self) -> Evaluation | None:
-        return next(iter(self.evaluations.values()), None)
 
 
 def tune(
@@ -129,24 +80,8 @@ def tune(
     dataset = scan_dataset(
         source, labels=labels, splits=splits, groups=groups, pattern=pattern, exclude=exclude, follow_links=follow_links
     )
-    dataset = hash_images(
-        dataset, num_threads=count_cpus(), on_progress=lambda done, total: progress("reading files", done, total)
-    )
-    dataset = split_dataset(resolve_duplicates(dataset), test_frac=train_settings.test_frac, seed=train_settings.seed)
-    check_classes(dataset)
-    if dataset.classes != frozen.classes:
-        raise ConfigError(
-            f"The pictures have the classes {', '.join(map(show_path, dataset.classes))}; the classifier knows "
-            f"{', '.join(map(show_path, frozen.classes))}. Fine-tune it on the classes that it was trained on."
-        )
-    backbone = load_backbone(train_settings.backbone, train_settings.input_size_px, train_settings.weights)
-    if backbone.sha256 != frozen.metadata.backbone["sha256"]:
-        raise ConfigError(
-            f"The weights of {backbone.name} are not those that the classifier was made with (SHA-256 "
-            f"{backbone.sha256[:16]}..., in the file {frozen.metadata.backbone['sha256'][:16]}...). "
-            "Give the same weights with --weights. What is fine-tuned already cannot be fine-tuned again."
-        )
-    notes = []
+    dataset = _prepare(dataset, train_settings, frozen.classes, progress)
+    backbone = _load_backbone(train_settings, frozen.metadata)
     with FeatureCache() as cache, ExitStack() as stack:
         extractor = Extractor(backbone, layout=make_layout(backbone, train_settings))
         pictures = [Picture(record.sha256, record.path) for record in dataset.records]
@@ -155,25 +90,21 @@ def tune(
         )
         dataset = leave_out(dataset, extraction.failures)
         check_classes(dataset)
-        if compute_fingerprint(dataset) != frozen.metadata.data["fingerprint"]:
-            notes.append("The pictures are not exactly those that the classifier was trained on.")
         train, validation, held_out = _divide(dataset.records, frozen.metadata, settings)
         fit = choose_fit_settings(len(train), frozen.metadata, settings)
-        num_classes = len(dataset.classes)
-        start = _get_start(frozen, train_settings, train, num_classes, extractor, cache, progress)
-        if note := _check_flip(frozen, validation, fit):
-            notes.append(note)
+        start = _get_start(frozen, train_settings, train, len(dataset.classes), extractor, cache, progress)
+        notes = _list_notes(frozen, dataset, validation, fit)
+
         progress("cutting the network", 0, 0)
         network = load_network(train_settings.backbone, train_settings.input_size_px, train_settings.weights)
         from_layer = choose_from_layer(network, start.layers, len(train)) if from_layer == "auto" else from_layer
         cut = cut_network(network, WHOLE if from_layer == WHOLE else network.find_entry(from_layer), start.layers)
-        scale = _measure_scale(start, train, extractor, cache)
-        top = TopModel(cut, HeadModule(_make_logistic(start), scale))
+        top = TopModel(cut, HeadModule(_make_logistic(start), _measure_scale(start, train, extractor, cache)))
         parts = _make_parts(cut, train, validation, fit, cache, progress)
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training"
         more = {"from": from_layer, "weights": network.sha256, "head": _digest_head(frozen)}
         start_folder(place, describe_run("fine-tuning", [*train, *validation], asdict(train_settings), fit, **more))
-        result = fit_top(top, *parts, num_classes, fit, place, progress)
+        result = fit_top(top, *parts, len(dataset.classes), fit, place, progress)
         plot_history(
             result.history,
             place / "history.png",
@@ -181,6 +112,7 @@ def tune(
             best_epoch=result.best_epoch,
             num_validation=len(validation),
         )
+
         progress("exporting the network", 0, 0)
         copy_back(cut, {name: tensor for name, tensor in result.weights.items() if "network." in name})
         tuned_backbone = _export(network)
@@ -193,37 +125,72 @@ def tune(
             lambda done, total: progress("evaluating", done, total),
         )
         tuned_head = _calibrate(top.head, validation, tuned_extractor, cache)
-        before = evaluate_head(start, validation, dataset.classes, extractor, cache)
-        after = evaluate_head(tuned_head, validation, dataset.classes, tuned_extractor, cache)
+
+        def evaluate(head: Head, runner: Extractor, part: Sequence[ImageRecord]) -> Evaluation:
+            return evaluate_head(head, part, dataset.classes, runner, cache)
+
         own_head = read_head(frozen)
-        comparison = compare(before, after)
         record = TuningRecord(
             report=DataReport(dataset),
-            comparison=comparison,
-            frozen={n: evaluate_head(own_head, p, dataset.classes, extractor, cache) for n, p in held_out.items()},
-            tuned={
-                n: evaluate_head(tuned_head, p, dataset.classes, tuned_extractor, cache) for n, p in held_out.items()
-            },
+            comparison=compare(
+                evaluate(start, extractor, validation), evaluate(tuned_head, tuned_extractor, validation)
+            ),
+            frozen={name: evaluate(own_head, extractor, part) for name, part in held_out.items()},
+            tuned={name: evaluate(tuned_head, tuned_extractor, part) for name, part in held_out.items()},
             history=result.history,
             best_epoch=result.best_epoch,
             parameters=_count_parameters(top, network),
             settings=train_settings,
             fit_settings=fit,
             from_layer=from_layer,
-            notes=tuple(notes),
+            notes=notes,
             num_forward=extraction.num_forward,
             layers=_list_layers(cut),
         )
-    metadata = _make_metadata(frozen.metadata, tuned_backbone, tuned_head, record)
-    graph = (
-        build_classifier(tuned_backbone, tuned_head)
-        if comparison.is_tuned_kept
-        else onnx.load_model_from_string(frozen.data)
-    )
-    classifier = Classifier(metadata, build_artifact(graph, metadata), training=record)
+    classifier = make_classifier(frozen, tuned_backbone, tuned_head, record)
     if output is not None:
         classifier.save(output)
     return classifier
+
+
+def _prepare(
+    dataset: ImageDataset, settings: TrainSettings, classes: tuple[str, ...], progress: Progress
+) -> ImageDataset:
+    """The pictures divided as the training divided them. Raises ConfigError where their classes are others."""
+    dataset = hash_images(
+        dataset, num_threads=count_cpus(), on_progress=lambda done, total: progress("reading files", done, total)
+    )
+    dataset = split_dataset(resolve_duplicates(dataset), test_frac=settings.test_frac, seed=settings.seed)
+    check_classes(dataset)
+    if dataset.classes != classes:
+        raise ConfigError(
+            f"The pictures have the classes {', '.join(map(show_path, dataset.classes))}; the classifier knows "
+            f"{', '.join(map(show_path, classes))}. Fine-tune it on the classes that it was trained on."
+        )
+    return dataset
+
+
+def _load_backbone(settings: TrainSettings, metadata: ArtifactMetadata) -> Backbone:
+    """The very network that the classifier was made with. Raises ConfigError where the weights are others."""
+    backbone = load_backbone(settings.backbone, settings.input_size_px, settings.weights)
+    if backbone.sha256 != metadata.backbone["sha256"]:
+        raise ConfigError(
+            f"The weights of {backbone.name} are not those that the classifier was made with (SHA-256 "
+            f"{backbone.sha256[:16]}..., in the file {metadata.backbone['sha256'][:16]}...). "
+            "Give the same weights with --weights."
+        )
+    return backbone
+
+
+def _list_notes(
+    frozen: Classifier, dataset: ImageDataset, validation: Sequence[ImageRecord], fit: FitSettings
+) -> tuple[str, ...]:
+    notes = []
+    if compute_fingerprint(dataset) != frozen.metadata.data["fingerprint"]:
+        notes.append("The pictures are not exactly those that the classifier was trained on.")
+    if warning := _check_flip(frozen, validation, fit):
+        notes.append(warning)
+    return tuple(notes)
 
 
 def choose_fit_settings(num_images: int, metadata: ArtifactMetadata, given: dict[str, Any]) -> FitSettings:
@@ -263,23 +230,6 @@ def choose_from_layer(network: TorchNetwork, layers: Sequence[PooledLayer], num_
     # What is no map, such as a class token, comes from the top.
     last = max(names.index(each.layer) if each.layer in names else len(names) - 1 for each in layers)
     return names[min(index, last)]
-
-
-def compare(frozen: Evaluation, tuned: Evaluation) -> Comparison:
-    """Whether the fine-tuned one may replace the frozen one, on the same pictures."""
-    count, before, after = len(frozen.labels), int(frozen.correct.sum()), int(tuned.correct.sum())
-    p_value = mcnemar_exact(frozen.correct, tuned.correct)
-    is_better = after > before and p_value < MAX_P_VALUE
-    shown = (
-        f"{after:,} instead of {before:,} of {count:,} validation pictures are right (paired test: p = {p_value:.2g})"
-    )
-    if is_better:
-        reason = f"Fine-tuned is better: {shown}."
-    elif after > before:
-        reason = f"The frozen one is kept: {shown}, which may be chance."
-    else:
-        reason = f"The frozen one is kept: fine-tuned is not better, {shown}."
-    return Comparison(count, before, after, p_value, is_better, reason)
 
 
 def _read_settings(metadata: ArtifactMetadata, weights: str | None) -> TrainSettings:
@@ -455,25 +405,3 @@ def _count_parameters(top: TopModel, network: TorchNetwork) -> Parameters:
     layers = [network.get_layer(pooled.layer).layer for pooled in top.cut.head_layers] if top.cut else []
     used = max((layer.num_params or 0 for layer in layers), default=network.num_params)
     return Parameters(above + sum(param.numel() for param in top.head.parameters()), max(0, used - above))
-
-
-def _make_metadata(frozen: ArtifactMetadata, backbone: Backbone, head: Head, record: TuningRecord) -> ArtifactMetadata:
-    comparison = record.comparison
-    kept = "tuned" if comparison.is_tuned_kept else "frozen"
-    both = {
-        name: {"n": len(each.labels), "num_correct": int(each.correct.sum())}
-        for name, part in (("frozen", record.frozen), ("tuned", record.tuned))
-        for each in [next(iter(part.values()), None)]
-        if each is not None
-    }
-    tuning = {"kept": kept, "from": record.from_layer, **asdict(record.fit_settings)}
-    evaluation = dict(frozen.evaluation or {})
-    if comparison.is_tuned_kept and record.evaluation is not None:
-        figures = record.evaluation.compute_figures(record.settings.seed)
-        evaluation = {name: figures[name] for name in evaluation or figures if name in figures}
-    evaluation["finetune"] = {**asdict(comparison), **both}
-    changed: dict[str, Any] = {}
-    if comparison.is_tuned_kept:
-        changed["backbone"] = {**frozen.backbone, "sha256": backbone.sha256}
-        changed["head"] = head.to_json()
-    return replace(frozen, settings={**frozen.settings, "finetune": tuning}, evaluation=evaluation or None, **changed)

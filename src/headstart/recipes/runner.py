@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from headstart.evaluation import Evaluation
     from headstart.finetuning.dense_training import FitRecord
     from headstart.finetuning.history import EpochRow
-    from headstart.finetuning.tuning import TuningRecord
+    from headstart.finetuning.outcome import TuningRecord
     from headstart.training import Progress, TrainingRecord
 
 
@@ -96,20 +96,18 @@ def run_recipe(
         settings["input_size_px"] = input_size_px
     pictures = {"source": source} if max_per_class is None else take_first(source, max_per_class)
 
-    folder = output / f"{recipe.name}.training"
     start = time.monotonic()
     classifier = headstart.train(
         **pictures,
         fit=headstart.FitSettings(**{**recipe.fit, **changed_fit}),
-        folder=folder,
+        folder=output / f"{recipe.name}.training",
         on_progress=on_progress,
         **settings,
     )
     frozen_path = output / f"{recipe.name}.onnx"
     classifier.save(frozen_path)
-    stages = [_measure_frozen(recipe.name, cast("TrainingRecord", classifier.training), folder, start)]
+    stages = [_measure_frozen(cast("TrainingRecord", classifier.training), start)]
     if recipe.finetune is not None:
-        folder = output / f"{recipe.name}-finetuned.training"
         start = time.monotonic()
         finetuned = headstart.finetune(
             frozen_path,
@@ -117,11 +115,11 @@ def run_recipe(
             weights=weights,
             from_layer=recipe.finetune.from_layer,
             output=output / f"{recipe.name}-finetuned.onnx",
-            folder=folder,
+            folder=output / f"{recipe.name}-finetuned.training",
             on_progress=on_progress,
             **{**recipe.finetune.fit, **changed_fit},
         )
-        stages.append(_measure_finetuned(recipe.name, cast("TuningRecord", finetuned.training), folder, start))
+        stages.append(_measure_finetuned(cast("TuningRecord", finetuned.training), start))
     num_classes = len(classifier.classes)
     changed = [
         f"{name} {value}"
@@ -163,20 +161,18 @@ def take_first(source: Any, max_per_class: int) -> dict[str, Any]:
     }
 
 
-def _measure_frozen(name: str, record: TrainingRecord, folder: Path, start: float) -> StageResult:
+def _measure_frozen(record: TrainingRecord, start: float) -> StageResult:
     fit = cast("FitRecord", record.fit)
     course = _Course(fit.history, fit.best_epoch, len(fit.validation), record.report)
-    course.draw(folder, f"{name}, frozen")
     figures = (*course.measure(), *_measure_parts(record.evaluations))
     counts = fit.parameters
     return StageResult("frozen", figures, counts.trained, counts.frozen, time.monotonic() - start)
 
 
-def _measure_finetuned(name: str, record: TuningRecord, folder: Path, start: float) -> StageResult:
+def _measure_finetuned(record: TuningRecord, start: float) -> StageResult:
     """What fine-tuning gave, whichever of the two classifiers was kept."""
     comparison, counts = record.comparison, record.parameters
     course = _Course(record.history, record.best_epoch, comparison.num_images, record.report)
-    course.draw(folder, f"{name}, fine-tuned")
     figures = (*course.measure(), *_measure_parts(record.tuned))
     seconds = time.monotonic() - start
     return StageResult("fine-tuned", figures, counts.trained, counts.frozen, seconds, comparison.reason)
@@ -202,17 +198,6 @@ class _Course:
         state = f"epoch {best.epoch}" if best.epoch else "the start"
         conditions = f"{state}, which was chosen by these pictures"
         yield MeasuredFigure("validation accuracy", num_correct, self.num_validation, conditions)
-
-    def draw(self, folder: Path, title: str) -> None:
-        from headstart.finetuning.history import plot_history
-
-        plot_history(
-            self.history,
-            folder / "history.png",
-            title=title,
-            best_epoch=self.best_epoch,
-            num_validation=self.num_validation,
-        )
 
 
 def _measure_parts(evaluations: Mapping[str, Evaluation]) -> Iterator[MeasuredFigure]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from headstart.finetuning.dense_training import FitRecord
-    from headstart.finetuning.tuning import TuningRecord
+    from headstart.finetuning.outcome import TuningRecord
     from headstart.training import Progress, TrainingRecord
 
 SCRATCH, FROZEN, TUNED = "from scratch", "frozen, new head", "fine-tuned"
