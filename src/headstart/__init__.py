@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 # Loaded on first use, so that `import headstart` is fast and predicting never imports what only training needs.
 _PUBLIC = {
     "train": "training",
-    "finetune": "finetuning.tuning",
+    "finetune": "tuning",
     "load": "prediction",
     "Classifier": "prediction",
     "Prediction": "prediction",
@@ -81,7 +81,6 @@ if TYPE_CHECKING:
     from headstart.features import Extractor as Extractor
     from headstart.features import Picture as Picture
     from headstart.features import extract_features as extract_features
-    from headstart.finetuning.tuning import finetune as finetune
     from headstart.heads.linear import build_classifier as build_classifier
     from headstart.heads.selection import select_head as select_head
     from headstart.prediction import Classifier as Classifier
@@ -89,4 +88,5 @@ if TYPE_CHECKING:
     from headstart.prediction import load as load
     from headstart.splits import split_dataset as split_dataset
     from headstart.training import train as train
+    from headstart.tuning import finetune as finetune
     from headstart.verification import verify_classifier as verify_classifier

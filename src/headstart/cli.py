@@ -6,17 +6,36 @@ import os
 import sys
 import time
 from contextlib import suppress
-from datetime import UTC
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headstart import __version__
-from headstart._files import show_path, write_atomic
+from headstart import __version__, cli_torch
+from headstart._files import show_path
 from headstart.backbones.catalog import DEFAULT_BACKBONE
-from headstart.errors import ConfigError, HeadstartError, MissingDependencyError
+from headstart.cli_options import (
+    ExcludeOption,
+    LinksOption,
+    ModelArgument,
+    ParquetOption,
+    PatternOption,
+    SourceArgument,
+    UnsignedOption,
+    check_evaluation_folder,
+    check_folder_of,
+    check_pyarrow,
+    check_target,
+    name_after,
+    name_evaluation,
+    parse_numbers,
+    parse_penalty,
+    resolve_source,
+    stop,
+    with_fit_options,
+    write_evaluation,
+)
+from headstart.errors import ConfigError, HeadstartError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,20 +51,8 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="Look at the cache of features, or clear it.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
-
-SourceArgument = Annotated[
-    str, typer.Argument(help="Folder with a folder per class, or CSV or Parquet with path and label.")
-]
-ModelArgument = Annotated[Path, typer.Argument(help="Classifier file (.onnx).")]
-PatternOption = Annotated[
-    str | None, typer.Option(help="Regular expression with a group (?P<label>...) that finds the class in a file name.")
-]
-ExcludeOption = Annotated[list[str] | None, typer.Option(help="Class to leave out; may be given several times.")]
-LinksOption = Annotated[bool, typer.Option("--follow-links", help="Follow symbolic links that lead out of the folder.")]
-UnsignedOption = Annotated[
-    bool, typer.Option("--allow-unsigned", help="Open an ONNX file of the same signature that headstart did not save.")
-]
-ParquetOption = Annotated[bool, typer.Option("--parquet", help="Write the rows as Parquet too (extra parquet).")]
+for command in (cli_torch.finetune, cli_torch.augment, cli_torch.recipe):
+    app.command()(command)
 
 
 def main() -> None:
@@ -108,17 +115,24 @@ def _set_up(
     logging.getLogger("headstart").addHandler(logging.StreamHandler())
 
 
-def _stop(note: str) -> typer.Exit:
-    print(f"Stopped. {note}".rstrip(), file=sys.stderr)
-    return typer.Exit(130)
-
-
 @app.command()
+@with_fit_options
 def train(
     source: SourceArgument,
     output: Annotated[Path | None, typer.Option(help="Classifier file to write. Default: SOURCE.onnx here.")] = None,
     backbone: Annotated[str, typer.Option(help="Pretrained network; see headstart backbones.")] = DEFAULT_BACKBONE,
-    layers: Annotated[str, typer.Option(help="auto: choose layers and pooling; top: the last layer.")] = "auto",
+    input_size: Annotated[int | None, typer.Option(help="Side that the network sees, in pixels.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="File of weights for the network, or none for random ones.")
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(help="auto: choose layers and pooling; top: the last layer; or a layer's name.")
+    ] = "auto",
+    head: Annotated[str, typer.Option(help="linear, svm or dense (extra torch).")] = "linear",
+    pooling: Annotated[str, typer.Option(help="Of a dense head: average, max or flatten.")] = "average",
+    hidden: Annotated[str, typer.Option(help="Of a dense head: units of the hidden layers, such as 256,128.")] = "",
+    dropout: Annotated[str, typer.Option(help="Of a dense head: share dropped after each, such as 0.5,0.7.")] = "",
+    activation: Annotated[str, typer.Option(help="Of a dense head: softmax, or sigmoid for 2 classes.")] = "softmax",
     penalty: Annotated[str, typer.Option(help="auto: choose the L2 penalty; or a number above 0.")] = "auto",
     class_weights: Annotated[str, typer.Option(help="none, or balanced: every class weighs the same.")] = "none",
     test_frac: Annotated[
@@ -130,54 +144,74 @@ def train(
     exclude: ExcludeOption = None,
     follow_links: LinksOption = False,
     parquet: ParquetOption = False,
+    *,
+    fit: dict[str, Any],
 ) -> None:
     """Train a classifier, evaluate it on pictures put aside, and save both.
 
     Writes SOURCE.onnx and SOURCE.evaluation/ into the current folder. Features are cached by content: a second run,
-    also after renaming or relabelling, computes only what is new.
+    also after renaming or relabelling, computes only what is new. A dense head keeps its checkpoints and its history
+    in SOURCE.training/; a second run continues it.
     """
     from headstart.terminal import (
         make_console,
         print_parts,
         render_accuracy,
+        render_fit,
         render_report,
         render_selection,
         track_progress,
     )
 
-    target = output or Path(f"{_name_after(source)}.onnx")
-    _check_target(target)
-    _check_evaluation_folder(_name_evaluation(target), parquet)
+    target = output or Path(f"{name_after(source)}.onnx")
+    check_target(target)
+    check_evaluation_folder(name_evaluation(target), parquet)
+    from headstart.config import make_fit_settings
     from headstart.training import train as train_classifier
 
+    settings: dict[str, Any] = {
+        "backbone": backbone,
+        "input_size_px": input_size,
+        "weights": weights,
+        "layers": layers,
+        "head": head,
+        "penalty": parse_penalty(penalty),
+        "pooling": pooling,
+        "hidden": parse_numbers("--hidden", hidden, int),
+        "dropout": parse_numbers("--dropout", dropout, float),
+        "activation": activation,
+        "class_weights": class_weights,
+        "test_frac": test_frac,
+        "num_folds": num_folds,
+        "seed": seed,
+    }
+    fitting: dict[str, Any] = {}
+    if head == "dense" or fit:
+        fitting["fit"] = make_fit_settings(fit, class_weights=class_weights, seed=seed)
+        fitting["folder"] = target.with_suffix(".training")
     began = time.monotonic()
     try:
         with track_progress(make_console(stderr=True)) as progress:
             classifier = train_classifier(
-                source,
+                resolve_source(source, progress),
                 pattern=pattern,
                 exclude=exclude or (),
                 follow_links=follow_links,
                 on_progress=progress,
-                backbone=backbone,
-                layers=layers,
-                penalty=_parse_penalty(penalty),
-                class_weights=class_weights,
-                test_frac=test_frac,
-                num_folds=num_folds,
-                seed=seed,
+                **settings,
+                **fitting,
             )
     except KeyboardInterrupt:
-        raise _stop("The features computed so far are kept; the same command continues.") from None
-    record = classifier.training
-    assert record is not None  # train always leaves one
+        raise stop("The features computed so far are kept; the same command continues.") from None
+    record: Any = classifier.training
     # Files first: what is printed may go to a pipe that closes.
     classifier.save(target)
     written = [target]
     if record.evaluation is not None:
-        written.append(_save_evaluation(record, target, classifier.sha256, parquet, time.monotonic() - began))
+        written.append(write_evaluation(classifier, target, parquet, time.monotonic() - began))
     console = make_console()
-    print_parts(console, [*render_report(record.report), "", *render_selection(record.selection)])
+    print_parts(console, [*render_report(record.report), ""])
+    print_parts(console, render_selection(record.selection) if record.selection else render_fit(record))
     if record.evaluation is not None:
         from headstart.summary import render_summary
 
@@ -193,96 +227,6 @@ def train(
         markup=False,
         soft_wrap=True,
     )
-
-
-def _name_after(source: str) -> str:
-    path = Path(source).resolve()
-    return path.stem if path.is_file() else path.name or "classifier"
-
-
-def _parse_penalty(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _check_target(target: Path) -> None:
-    """Before any work: a file that is not a classifier is never replaced. Raises ConfigError."""
-    from headstart.artifact import read_artifact
-
-    if target.suffix != ".onnx":
-        raise ConfigError(
-            f"--output is {show_path(str(target))}. Expected a name that ends in .onnx, such as pets.onnx."
-        )
-    _check_folder_of(target)
-    if target.exists():
-        try:
-            read_artifact(target)
-        except HeadstartError as error:
-            raise ConfigError(
-                f"{show_path(str(target))} exists and is not a classifier of headstart, so it is not replaced. "
-                f"Choose another --output. ({error})"
-            ) from None
-
-
-def _check_folder_of(target: Path) -> None:
-    shown = show_path(str(target.parent))
-    if not target.parent.is_dir():
-        raise ConfigError(f"The folder {shown} does not exist. Make it first, or choose another --output.")
-    if not os.access(target.parent, os.W_OK):
-        raise ConfigError(f"The folder {shown} cannot be written to. Choose another --output.")
-
-
-def _name_evaluation(target: Path) -> Path:
-    return target.with_suffix(".evaluation")
-
-
-def _check_evaluation_folder(folder: Path, parquet: bool) -> None:
-    """Before any work: a folder that is not an evaluation is never written to. Raises HeadstartError."""
-    from headstart.evaluation import find_own_files
-
-    find_own_files(folder)
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"The folder {show_path(str(folder))} cannot be made or written to. Choose another --output.")
-    if parquet:
-        _check_pyarrow("--parquet")
-
-
-def _check_pyarrow(option: str) -> None:
-    if find_spec("pyarrow") is None:
-        raise MissingDependencyError(f"{option} needs pyarrow. Install it with: pip install 'headstart[parquet]'")
-
-
-def _save_evaluation(record: Any, target: Path, sha256: str, parquet: bool, seconds: float) -> Path:
-    import json
-    from dataclasses import asdict
-    from datetime import datetime
-
-    from headstart.evaluation import save_evaluation
-
-    folder = _name_evaluation(target)
-    extra = {
-        "classifier": {"file": target.name, "sha256": sha256},
-        "settings": asdict(record.settings),
-        "parts": {name: part.compute_figures(record.settings.seed) for name, part in record.evaluations.items()},
-        "data": record.report.to_json(),
-        "candidates": [
-            {**asdict(score), "layers": [[pooled.layer, pooled.grid] for pooled in score.layers]}
-            for score in record.selection.scores
-        ],
-    }
-    save_evaluation(record.evaluation, folder, extra=extra, parquet=parquet, seed=record.settings.seed)
-    # Apart from the evaluation, so that the same pictures and settings give the same evaluation.json.
-    run = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 2),
-        "num_forward": record.num_forward,
-        "version": __version__,
-    }
-    write_atomic(folder / "run.json", json.dumps(run, indent=2).encode() + b"\n")
-    return folder
 
 
 @app.command()
@@ -304,9 +248,9 @@ def predict(
     if format == "parquet" and output is None:
         raise ConfigError("--format parquet needs --output FILE: it is not for a screen.")
     if format == "parquet":
-        _check_pyarrow("--format parquet")
+        check_pyarrow("--format parquet")
     if output is not None:
-        _check_folder_of(output)
+        check_folder_of(output)
         if output.is_dir():
             raise ConfigError(f"--output {show_path(str(output))} is a folder. Name a file to write.")
     from headstart.dataset import list_images
@@ -323,7 +267,7 @@ def predict(
     try:
         num_failed = write_predictions(classifier, paths, format, output, top)
     except KeyboardInterrupt:
-        raise _stop("Nothing was written." if output else "") from None
+        raise stop("Nothing was written." if output else "") from None
     if num_failed:
         print(
             f"{_count_pictures(len(paths))} = {len(paths) - num_failed:,} predicted + {num_failed:,} not usable",
@@ -368,11 +312,13 @@ def evaluate(
     from headstart.terminal import make_console, print_parts, render_problems, track_progress
 
     if output is not None:
-        _check_evaluation_folder(output, parquet)
+        check_evaluation_folder(output, parquet)
     classifier = load(model, allow_unsigned=allow_unsigned)
     try:
         with track_progress(make_console(stderr=True)) as progress:
-            dataset = scan_dataset(source, pattern=pattern, exclude=exclude or (), follow_links=follow_links)
+            dataset = scan_dataset(
+                resolve_source(source, progress), pattern=pattern, exclude=exclude or (), follow_links=follow_links
+            )
             dataset = hash_images(
                 dataset,
                 num_threads=count_cpus(),
@@ -382,7 +328,7 @@ def evaluate(
                 dataset, split, lambda done, total: progress("predicting", done, total)
             )
     except KeyboardInterrupt:
-        raise _stop("Nothing was written.") from None
+        raise stop("Nothing was written.") from None
     console = make_console()
     failed = {failure.path for failure in failures}
     report = DataReport(
@@ -444,12 +390,14 @@ def check(
     entry = CATALOG[DEFAULT_BACKBONE]
     try:
         with track_progress(make_console(stderr=True)) as progress:
-            dataset = scan_dataset(source, pattern=pattern, exclude=exclude or (), follow_links=follow_links)
+            dataset = scan_dataset(
+                resolve_source(source, progress), pattern=pattern, exclude=exclude or (), follow_links=follow_links
+            )
             report = check_dataset(
                 dataset, entry.crop_frac, entry.input_size_px, num_threads=count_cpus(), on_progress=progress
             )
     except KeyboardInterrupt:
-        raise _stop("") from None
+        raise stop("") from None
     if as_json:
         print(json.dumps(report.to_json(), indent=2))
         return
@@ -458,13 +406,25 @@ def check(
 
 
 @app.command()
-def backbones() -> None:
-    """List the pretrained networks and whether their weights are here."""
-    from headstart.backbones.catalog import CATALOG
-    from headstart.terminal import make_console, print_parts, render_backbones
+def backbones(
+    pattern: Annotated[
+        str, typer.Argument(help="Names to list, such as 'timm:convnext*'; without it the usual ones.")
+    ] = "",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run each on this machine and say how many pictures a second it takes.")
+    ] = False,
+) -> None:
+    """List the pretrained networks: size, features, input, licence, and whether their weights are here."""
+    from headstart.backbones.listing import list_backbones, measure_speed
+    from headstart.terminal import make_console, print_parts, render_backbones, track_progress
 
-    console = make_console()
-    print_parts(console, render_backbones(list(CATALOG.values())))
+    try:
+        with track_progress(make_console(stderr=True)) as progress:
+            rows = list_backbones(pattern)
+            speeds = measure_speed(rows, progress) if measure else {}
+    except KeyboardInterrupt:
+        raise stop("") from None
+    print_parts(make_console(), render_backbones(rows, speeds))
 
 
 @app.command()
@@ -489,7 +449,7 @@ def verify(
                 on_progress=lambda done, total: progress("comparing", done, total),
             )
     except KeyboardInterrupt:
-        raise _stop("") from None
+        raise stop("") from None
     for failure in agreement.left_out:
         print(f"{show_path(failure.path or '')}: {failure.code}: {failure.reason}", file=sys.stderr)
     print(f"{_count_pictures(agreement.num_images)} compared, {len(agreement.left_out):,} cannot be decoded")

@@ -115,7 +115,7 @@ def _find_fit_problems(values: FitSettings) -> Iterator[str]:
             yield f"{name} is {value!r}. Expected a whole number from {low} to {high:,}."
     if values.patience is not None and not (type(values.patience) is int and values.patience >= 1):
         yield f"patience is {values.patience!r}. Expected a whole number from 1, or None."
-    for name, low, high, says in (
+    ranges: tuple[tuple[str, float, float, str], ...] = (
         ("learning_rate", 1e-12, 100, "a number above 0, such as 0.001"),
         ("momentum", 0, 0.999999, "a number from 0 to below 1"),
         ("weight_decay", 0, 100, "a number from 0, such as 0.01"),
@@ -123,9 +123,10 @@ def _find_fit_problems(values: FitSettings) -> Iterator[str]:
         ("label_smoothing", 0, 0.999, "a share from 0 to below 1"),
         ("warmup_frac", 0, 0.999, "a share from 0 to below 1"),
         ("layer_decay", 0.01, 1, "a number from 0.01 to 1"),
-    ):
+    )
+    for name, least, most, says in ranges:
         value = getattr(values, name)
-        if not (_is_number(value) and low <= value <= high):
+        if not (_is_number(value) and least <= value <= most):
             yield f"{name} is {value!r}. Expected {says}."
     if type(values.seed) is not int or not 0 <= values.seed < 2**32:
         yield f"seed is {values.seed!r}. Expected a whole number from 0 to 4294967295."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 
 class HeadstartError(Exception):
@@ -45,6 +46,15 @@ class ArtifactError(HeadstartError):
 
 class MissingDependencyError(HeadstartError):
     """An optional package is needed for what was asked."""
+
+
+def require_torch(purpose: str) -> None:
+    """Raise MissingDependencyError where the extra torch is not installed; `purpose` is what needs it."""
+    missing = [package for package in ("torch", "torchvision", "timm") if find_spec(package) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"{purpose} needs {', '.join(missing)}. Install the extra: pip install 'headstart[torch]'"
+        )
 
 
 def raise_all(kind: type[HeadstartError], problems: Iterable[str]) -> None:

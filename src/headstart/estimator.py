@@ -24,8 +24,9 @@ from headstart.training import compute_probs, fit_head
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Fit on pictures (paths, bytes, arrays or Pillow images) and labels of any kind that NumPy can sort.
 
-    The parameters are those of TrainSettings, but dense heads are not for it. Features come from the cache, so cross_val_score and GridSearchCV run
-    the backbone once per picture. After fitting: `classes_`, `head_`, `selection_`.
+    The parameters are those of TrainSettings, but dense heads are not for it. Features come from the cache, so
+    cross_val_score and GridSearchCV run the backbone once per picture. After fitting: `classes_`, `head_` and
+    `selection_`.
     """
 
     def __init__(

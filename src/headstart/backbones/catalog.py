@@ -103,6 +103,11 @@ CATALOG = {
 }
 
 
+CLASS_TOKEN = "class token"
+POOLED = "pooled"
+"""Layers that are one vector and not a map: a transformer's class token, and its own pooling where it has one."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """A feature map that a backbone gives out: `channels` x `size` x `size`.

@@ -7,14 +7,13 @@ import json
 import logging
 import re
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
 
 from headstart._files import get_cache_folder, show_path, write_atomic
 from headstart.backbones.catalog import RANDOM_WEIGHTS, Backbone, Layer
-from headstart.errors import BackboneError, MissingDependencyError
+from headstart.errors import BackboneError, require_torch
 from headstart.graph import PreprocessSpec
 
 logger = logging.getLogger(__name__)
@@ -44,15 +43,6 @@ def load_exported(name: str, input_size_px: int | None = None, weights: str | No
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, _serialize(backbone))
     return _read(file)
-
-
-def require_torch(purpose: str) -> None:
-    """Raises MissingDependencyError that names what needs torch."""
-    missing = [package for package in ("torch", "torchvision", "timm") if find_spec(package) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"{purpose} needs {', '.join(missing)}. Install the extra: pip install 'headstart[torch]'"
-        )
 
 
 def _name_file(name: str, input_size_px: int | None, weights: str | None) -> Path:

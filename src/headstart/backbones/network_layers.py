@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from headstart.backbones.catalog import CATALOG, Layer
+from headstart.backbones.catalog import CATALOG, CLASS_TOKEN, POOLED, Layer
 from headstart.errors import BackboneError
 
 # The pooling layers that end the five blocks of convolutions.
@@ -22,8 +22,6 @@ _HEADLESS = (*_VGG_POOLS, "inception_v3")
 _INCEPTION_FEATURES = ("mixed2", "mixed4", "mixed7", "mixed8", "mixed10")
 # A transformer's blocks are alike; these shares of its depth stand for early, middle and late.
 _TOKEN_DEPTHS = (0.25, 0.5, 0.75)
-CLASS_TOKEN = "class token"
-POOLED = "pooled"
 
 
 class _Place(NamedTuple):

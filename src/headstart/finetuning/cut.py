@@ -74,10 +74,7 @@ def cut_network(network: TorchNetwork, entry: str, head_layers: Sequence[PooledL
     behind = _find_dependents(cut) - {cut}
     above = [name for name, node in zip(names, maps, strict=True) if node in behind]
     if not above:
-        raise ConfigError(
-            f"The head takes its features from {', '.join(names)}, which stands before {entry} in {network.name}. "
-            "Train from an earlier layer with --from, or choose the head's layers with --layers top."
-        )
+        raise _say_nothing_above(network, entry, names)
     shape = tuple(int(size) for size in cut.meta["val"].shape[1:])
     _part(graph, pixels, cut)
     output.args = ([node for name, node in zip(names, maps, strict=True) if name in above],)
@@ -90,8 +87,17 @@ def cut_network(network: TorchNetwork, entry: str, head_layers: Sequence[PooledL
         )
     graph.erase_node(pixels)
     _drop_unused(traced)
+    if not any(True for _ in traced.parameters()):  # the head reads the cut itself, its axes in another order
+        raise _say_nothing_above(network, entry, names)
     below = tuple(pooled for pooled in head_layers if pooled.layer not in above)
     return CutNetwork(network, entry, shape, tuple(head_layers), below, traced)
+
+
+def _say_nothing_above(network: TorchNetwork, entry: str, names: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"The head takes its features from {', '.join(names)}, which stands before {entry} in {network.name}. "
+        "Train from an earlier layer with --from, or choose the head's layers with --layers top."
+    )
 
 
 def _trace(network: TorchNetwork, entry: str, names: Sequence[str]) -> GraphModule:

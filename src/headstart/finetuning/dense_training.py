@@ -20,7 +20,7 @@ from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, Picture
 from headstart.finetuning.augmentation import find_preset
 from headstart.finetuning.checkpoints import start_folder
-from headstart.finetuning.history import EpochRow
+from headstart.finetuning.history import EpochRow, plot_history
 from headstart.finetuning.loop import Part, fit_top
 from headstart.finetuning.model import Head, HeadModule, TopModel, draw_dense_head
 from headstart.finetuning.rows import CachedRows
@@ -71,11 +71,12 @@ def describe_run(
     kind: str, records: Sequence[ImageRecord], settings: Any, fit: FitSettings, **more: Any
 ) -> dict[str, Any]:
     """What decides the course of a training, for `start_folder`; epochs can be raised later."""
-    pictures = "\n".join(sorted(f"{record.sha256} {record.label}" for record in records))
+    # Split and group decide which pictures are put aside.
+    pictures = "\n".join(sorted(f"{each.sha256} {each.label} {each.split} {each.group}" for each in records))
     lasting = {name: value for name, value in asdict(fit).items() if name not in ("epochs", "patience")}
     return {
         "kind": kind,
-        "pictures": compute_sha256(pictures.encode()),
+        "pictures": compute_sha256(pictures.encode("utf-8", "surrogatepass")),
         "settings": settings,
         "fit": lasting,
         "torch": torch.__version__,
@@ -129,6 +130,13 @@ def fit_dense_head(
         model = TopModel(None, HeadModule(head))
         parts = Part(train, labels[chosen]), Part(validation, labels[held_out])
         result = fit_top(model, *parts, num_classes, fit, place, progress)
+        plot_history(
+            result.history,
+            place / "history.png",
+            title=f"Dense head on {extractor.name}",
+            best_epoch=result.best_epoch,
+            num_validation=len(held_out),
+        )
     recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
     rows = cache.read_features(recipe, [records[i].sha256 for i in held_out])
     logits = model.head.to_head().compute_logits(rows, extractor.layout)

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from headstart.config import FitSettings
+from headstart.errors import ConfigError
 from headstart.finetuning.augmentation import find_preset
 from headstart.finetuning.checkpoints import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from headstart.finetuning.history import EpochRow, write_history
@@ -95,7 +96,7 @@ class _Run:
         self.params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         self.optimizer = make_optimizer(model, settings)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.steps_per_epoch = math.ceil(len(train.labels) / settings.batch_size)
+        self.steps_per_epoch = len(_divide(np.arange(len(train.labels)), settings.batch_size))
         self.average = {name: param.detach().clone() for name, param in self.params.items()} if settings.ema else None
         counts = np.bincount(train.labels, minlength=num_classes)
         balanced = len(train.labels) / (num_classes * np.maximum(counts, 1))
@@ -182,7 +183,7 @@ class _Run:
         settings, epoch = self.settings, len(self.history)
         self.model.train()
         order = np.random.default_rng([settings.seed, epoch]).permutation(len(self.train.labels))
-        batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
+        batches = _divide(order, settings.batch_size)
         done = self.step - (epoch - 1) * self.steps_per_epoch
         rest = batches[done:]
         for batch, rows in zip(rest, self.train.rows.iterate(rest, epoch), strict=True):
@@ -215,6 +216,7 @@ class _Run:
         losses = compute_losses(logits.float(), targets, settings.label_smoothing)
         weights = targets @ self.class_weights
         loss = (losses * weights).sum() / weights.sum()
+        self.check_finite(float(loss.detach()))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -246,6 +248,7 @@ class _Run:
         logits = self.predict(self.validation, f"validating epoch {epoch}")
         labels = torch.from_numpy(self.validation.labels)
         losses = compute_losses(logits, functional.one_hot(labels, self.num_classes).float(), 0.0)
+        self.check_finite(float(losses.mean()))
         num_images = len(self.train.labels)
         return EpochRow(
             epoch=epoch,
@@ -269,6 +272,13 @@ class _Run:
             _assign(self.params, trained)
         return logits
 
+    def check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ConfigError(
+                f"The training has left all bounds: after {self.step:,} steps the loss is {loss}. Choose a lower "
+                f"learning rate; it is {self.settings.learning_rate:g}."
+            )
+
     def autocast(self) -> Any:
         if self.device.type != "cuda":
             return nullcontext()
@@ -276,6 +286,14 @@ class _Run:
         if torch.cuda.is_bf16_supported():
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
+
+
+def _divide(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Batches; a picture that is left over alone goes with those before it."""
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:  # batch norm cannot learn from one value a channel
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
 
 
 def predict_logits(
@@ -352,7 +370,7 @@ def make_optimizer(model: TopModel, settings: FitSettings) -> torch.optim.Optimi
     }
     # Keras's smoothing and epsilon, which the tutorials' rates were found with; torch's are 0.99 and 1e-8.
     smoothing = {"alpha": 0.9} if settings.optimizer == "rmsprop" else {}
-    return kinds[settings.optimizer](groups, lr=rate, eps=1e-7, **smoothing)  # type: ignore[no-any-return]
+    return kinds[settings.optimizer](groups, lr=rate, eps=1e-7, **smoothing)
 
 
 def list_modules(model: TopModel) -> list[tuple[str, list[torch.nn.Parameter]]]:

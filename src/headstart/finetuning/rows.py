@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -40,16 +41,15 @@ class CachedRows:
         self._pictures = pictures
         self._cache = cache
         plain = replace(augmentation, mixup_alpha=0.0, cutmix_alpha=0.0) == NO_AUGMENTATION
-        self._runners = [runner] if plain else [_ViewRunner(runner, augmentation, v, seed) for v in range(num_views)]
+        views = [_ViewRunner(runner, augmentation, view, seed) for view in range(num_views)]
+        self._runners: list[GraphRunner] = [runner] if plain else [*views]
 
     def compute(self, on_progress: Progress) -> None:
         """See that the cache holds them all."""
         total = len(self._runners) * len(self._pictures)
         for index, runner in enumerate(self._runners):
-            before = index * len(self._pictures)
-            extract_features(
-                self._pictures, runner, self._cache, lambda done, _, before=before: on_progress(before + done, total)
-            )
+            report = functools.partial(_report_after, index * len(self._pictures), total, on_progress)
+            extract_features(self._pictures, runner, self._cache, report)
 
     def iterate(self, batches: Iterable[np.ndarray], epoch: int) -> Iterator[torch.Tensor]:
         runner = self._runners[epoch % len(self._runners)]
@@ -59,10 +59,15 @@ class CachedRows:
             yield torch.from_numpy(rows).float()
 
 
-class _ViewRunner:
+def _report_after(before: int, total: int, on_progress: Progress, done: int, _: int) -> None:
+    on_progress(before + done, total)
+
+
+class _ViewRunner(GraphRunner):
     """A runner whose pictures are augmented first; the random numbers follow from picture, view and seed."""
 
     def __init__(self, runner: GraphRunner, augmentation: Augmentation, view: int, seed: int) -> None:
+        # Not the parent's: the session is the one of `runner`.
         self._runner = runner
         self._augmentation = augmentation
         self._seed = [seed, view]
@@ -73,7 +78,7 @@ class _ViewRunner:
         drawn = replace(augmentation, mixup_alpha=0.0, cutmix_alpha=0.0)
         self.recipe_key = f"{runner.recipe_key}/view {view} of seed {seed}, {drawn.to_json()}"
 
-    def run(self, pixels: np.ndarray, sha256: str) -> np.ndarray:
+    def run(self, pixels: np.ndarray, sha256: str = "") -> np.ndarray:
         rng = np.random.default_rng([*self._seed, int(sha256[:16], 16)])
         return self._runner.run(draw_view(pixels, self._augmentation, self.preprocess, rng))
 

@@ -16,7 +16,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from headstart._files import show_path
+from headstart._files import compute_sha256, show_path
 from headstart.artifact import ArtifactMetadata, build_artifact
 from headstart.backbones.catalog import RANDOM_WEIGHTS, Backbone
 from headstart.backbones.loading import load_backbone
@@ -35,7 +35,8 @@ from headstart.finetuning.checkpoints import start_folder
 from headstart.finetuning.cut import WHOLE, CutNetwork, copy_back, cut_network, make_runner
 from headstart.finetuning.dense_training import Parameters, describe_run, split_off_validation
 from headstart.finetuning.flip_check import check_flip
-from headstart.finetuning.history import EpochRow
+from headstart.finetuning.history import EpochRow, plot_history
+from headstart.finetuning.layer_table import LayerRow, list_layers
 from headstart.finetuning.loop import Part, fit_top
 from headstart.finetuning.model import Head, HeadModule, TopModel
 from headstart.finetuning.rows import CachedRows, PixelRows, Rows
@@ -91,6 +92,8 @@ class TuningRecord:
     fit_settings: FitSettings
     from_layer: str
     notes: tuple[str, ...]
+    num_forward: int
+    layers: tuple[LayerRow, ...]
 
     @property
     def evaluations(self) -> dict[str, Evaluation]:
@@ -101,7 +104,7 @@ class TuningRecord:
         return next(iter(self.evaluations.values()), None)
 
 
-def finetune(
+def tune(
     model: Classifier | str | os.PathLike[str],
     source: Any,
     *,
@@ -118,17 +121,7 @@ def finetune(
     on_progress: Progress | None = None,
     **settings: Any,
 ) -> Classifier:
-    """Fine-tune the network of `model` on the pictures that it was trained on, starting from its head.
-
-    `from_layer` and everything after it is trained: a layer's name, `input` for the whole network, or `auto` to decide
-    by the number of pictures. `settings` are those of FitSettings; their defaults here depend on the number of pictures
-    too (see `choose_fit_settings`). `weights` is the file that the network was loaded from, where it was one. `folder`
-    keeps checkpoints and history, so that a stopped training goes on; `output` is a file to save to.
-
-    The classifier that comes back is the fine-tuned one only where it is better on validation pictures by a paired
-    test; otherwise it is `model` itself, with both figures in its metadata. `training` is a TuningRecord. Raises
-    ConfigError, DataError, BackboneError.
-    """
+    """See `headstart.finetune`, which this is, with torch at hand."""
     progress = on_progress or (lambda stage, done, total: None)
     frozen = model if isinstance(model, Classifier) else load(model)
     train_settings = _read_settings(frozen.metadata, weights)
@@ -175,12 +168,19 @@ def finetune(
         from_layer = choose_from_layer(network, start.layers, len(train)) if from_layer == "auto" else from_layer
         cut = cut_network(network, WHOLE if from_layer == WHOLE else network.find_entry(from_layer), start.layers)
         scale = _measure_scale(start, train, extractor, cache)
-        top = TopModel(cut, HeadModule(start, scale))
+        top = TopModel(cut, HeadModule(_make_logistic(start), scale))
         parts = _make_parts(cut, train, validation, fit, cache, progress)
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training"
-        more = {"from": from_layer, "weights": network.sha256}
+        more = {"from": from_layer, "weights": network.sha256, "head": _digest_head(frozen)}
         start_folder(place, describe_run("fine-tuning", [*train, *validation], asdict(train_settings), fit, **more))
         result = fit_top(top, *parts, num_classes, fit, place, progress)
+        plot_history(
+            result.history,
+            place / "history.png",
+            title=f"{train_settings.backbone}, trained from {from_layer}",
+            best_epoch=result.best_epoch,
+            num_validation=len(validation),
+        )
         progress("exporting the network", 0, 0)
         copy_back(cut, {name: tensor for name, tensor in result.weights.items() if "network." in name})
         tuned_backbone = _export(network)
@@ -211,6 +211,8 @@ def finetune(
             fit_settings=fit,
             from_layer=from_layer,
             notes=tuple(notes),
+            num_forward=extraction.num_forward,
+            layers=_list_layers(cut),
         )
     metadata = _make_metadata(frozen.metadata, tuned_backbone, tuned_head, record)
     graph = (
@@ -251,13 +253,16 @@ def choose_fit_settings(num_images: int, metadata: ArtifactMetadata, given: dict
 def choose_from_layer(network: TorchNetwork, layers: Sequence[PooledLayer], num_images: int) -> str:
     """The layer from which on training pays with so many pictures: the fewer there are, the nearer to the top.
 
-    With 3000 and more the whole network is trained, with 500 its upper half, with fewer its last quarter.
+    With 3000 and more the whole network is trained, with 500 its upper half, with fewer its last quarter; in any case
+    the last of the head's `layers`, because what stands above it would change nothing.
     """
     if num_images >= 3000:
         return WHOLE
     names = [layer.name for layer in network.layers if layer.part in ("map", "patches")]
     index = len(names) // 2 if num_images >= 500 else len(names) * 3 // 4
-    return names[min(index, len(names) - 1)]
+    # What is no map, such as a class token, comes from the top.
+    last = max(names.index(each.layer) if each.layer in names else len(names) - 1 for each in layers)
+    return names[min(index, last)]
 
 
 def compare(frozen: Evaluation, tuned: Evaluation) -> Comparison:
@@ -328,8 +333,16 @@ def _get_start(
     head = read_head(frozen)
     if isinstance(head, DenseHead):
         return head
-    again = replace(settings, head="linear", penalty=head.penalty if settings.head == "linear" else "auto")
+    again = replace(settings, penalty=head.penalty)
     return fit_head(train, num_classes, extractor, cache, again, progress, candidates=[head.layers]).head
+
+
+def _make_logistic(head: Head) -> Head:
+    """The same probabilities at temperature 1, where cross-entropy takes up; a dense head was trained there already."""
+    if isinstance(head, DenseHead):
+        return head
+    coef, intercept = head.coef / head.temperature, head.intercept / head.temperature
+    return replace(head, coef=coef, intercept=intercept, temperature=1.0, kind="linear")
 
 
 def read_head(classifier: Classifier) -> Head:
@@ -350,6 +363,12 @@ def read_head(classifier: Classifier) -> Head:
     return DenseHead(layers, facts["pooling"], (*weights, (coef, bias)), facts["activation"], temperature, dropout)
 
 
+def _digest_head(classifier: Classifier) -> str:
+    head = read_head(classifier)
+    weights = head.weights if isinstance(head, DenseHead) else ((head.coef, head.intercept),)
+    return compute_sha256(b"".join(array.tobytes() for pair in weights for array in pair))
+
+
 def _measure_scale(
     head: Head, train: Sequence[ImageRecord], extractor: Extractor, cache: FeatureCache
 ) -> np.ndarray | None:
@@ -357,7 +376,8 @@ def _measure_scale(
     if isinstance(head, DenseHead):
         return None
     recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
-    rows = cache.read_features(recipe, [record.sha256 for record in train[:1000]])
+    chosen = train[:: max(1, len(train) // 1000)]  # spread over the classes: the records come class after class
+    rows = cache.read_features(recipe, [record.sha256 for record in chosen])
     features = np.concatenate([extractor.layout.read_block(rows, pooled) for pooled in head.layers], axis=1)
     spread = features.std(axis=0)
     # Values that hardly vary would be blown up by what little noise they have.
@@ -390,6 +410,12 @@ def _make_parts(
         rows = [*cached]
     first, second = (np.array([record.label for record in part], np.int64) for part in (train, validation))
     return Part(rows[0], first), Part(rows[1], second)
+
+
+def _list_layers(cut: CutNetwork) -> tuple[LayerRow, ...]:
+    trained = [name.partition("network.")[2] for name, _ in cut.above.named_parameters()]
+    side = cut.network.preprocess.input_size_px
+    return tuple(list_layers(cut.network.module, torch.zeros(1, 3, side, side), trained))
 
 
 def _check_flip(frozen: Classifier, validation: Sequence[ImageRecord], fit: FitSettings) -> str | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import headstart
+from headstart._files import say_os_error, show_path
 from headstart.dataset import ImageRecord, scan_dataset
 from headstart.errors import ConfigError
 from headstart.recipes.recipe import PublishedFigure, Recipe, Stage
@@ -19,17 +20,22 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from headstart.prediction import Classifier
-    from headstart.training import Progress
+    from headstart.data_check import DataReport
+    from headstart.evaluation import Evaluation
+    from headstart.finetuning.dense_training import FitRecord
+    from headstart.finetuning.history import EpochRow
+    from headstart.finetuning.tuning import TuningRecord
+    from headstart.training import Progress, TrainingRecord
 
 
 @dataclass(frozen=True)
 class MeasuredFigure:
-    """Right answers on one part of the pictures, `validation` or `test`."""
+    """Right answers on some of the pictures. `what` is named as the published figures are; `conditions` say which."""
 
-    part: str
+    what: str
     num_correct: int
     num_images: int
+    conditions: str
 
     @property
     def accuracy(self) -> float:
@@ -43,18 +49,22 @@ class MeasuredFigure:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage gave. `trained` and `frozen` are numbers of parameters, None where the training does not say."""
+    """What a stage gave. `trained` and `frozen` are numbers of parameters, `frozen` None where it is not known.
+
+    `verdict` says, after the second stage, which of the two classifiers its file holds.
+    """
 
     stage: Stage
     figures: tuple[MeasuredFigure, ...]
-    trained: int | None
+    trained: int
     frozen: int | None
     seconds: float
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """`conditions` says what was not as the recipe has it: pictures, weights, epochs, input size."""
+    """`conditions` says what was not as the recipe has it: classes, weights, epochs, input size, pictures."""
 
     recipe: Recipe
     stages: tuple[StageResult, ...]
@@ -74,35 +84,45 @@ def run_recipe(
 ) -> RecipeResult:
     """Run the stages of `recipe` on the pictures of `source` (as for `train`) and measure each.
 
-    The classifiers are written to the folder `output`: NAME.onnx and, after a second stage, NAME-finetuned.onnx.
-    `weights`, `epochs` (of each stage) and `input_size_px` take the place of the recipe's; `max_per_class` keeps the
-    first so many pictures of each class in each split. Raises ConfigError and DataError as `train` does.
+    The folder `output` gets NAME.onnx and NAME.training with checkpoints, history.csv and history.png; a second stage
+    writes NAME-finetuned.onnx and NAME-finetuned.training. A recipe that was stopped goes on from there. `weights`,
+    `epochs` (of each stage) and `input_size_px` take the place of the recipe's; `max_per_class` keeps the first so many
+    pictures of each class in each split. Raises ConfigError and DataError as `train` and `finetune` do.
     """
-    fit: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    make_output(output)
+    changed_fit: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     settings: dict[str, Any] = {**recipe.train, "backbone": recipe.backbone, "weights": weights}
     if input_size_px is not None:
         settings["input_size_px"] = input_size_px
     pictures = {"source": source} if max_per_class is None else take_first(source, max_per_class)
-    output.mkdir(parents=True, exist_ok=True)
 
-    frozen_path = output / f"{recipe.name}.onnx"
+    folder = output / f"{recipe.name}.training"
     start = time.monotonic()
     classifier = headstart.train(
-        **pictures, fit=headstart.FitSettings(**{**recipe.fit, **fit}), on_progress=on_progress, **settings
+        **pictures,
+        fit=headstart.FitSettings(**{**recipe.fit, **changed_fit}),
+        folder=folder,
+        on_progress=on_progress,
+        **settings,
     )
+    frozen_path = output / f"{recipe.name}.onnx"
     classifier.save(frozen_path)
-    stages = [_measure("frozen", classifier, time.monotonic() - start)]
+    stages = [_measure_frozen(recipe.name, cast("TrainingRecord", classifier.training), folder, start)]
     if recipe.finetune is not None:
+        folder = output / f"{recipe.name}-finetuned.training"
         start = time.monotonic()
         finetuned = headstart.finetune(
             frozen_path,
             **pictures,
+            weights=weights,
             from_layer=recipe.finetune.from_layer,
             output=output / f"{recipe.name}-finetuned.onnx",
+            folder=folder,
             on_progress=on_progress,
-            **{**recipe.finetune.fit, **fit},
+            **{**recipe.finetune.fit, **changed_fit},
         )
-        stages.append(_measure("fine-tuned", finetuned, time.monotonic() - start))
+        stages.append(_measure_finetuned(recipe.name, cast("TuningRecord", finetuned.training), folder, start))
+    num_classes = len(classifier.classes)
     changed = [
         f"{name} {value}"
         for name, value in (
@@ -110,10 +130,21 @@ def run_recipe(
             ("epochs", epochs),
             ("input size", input_size_px),
             ("pictures per class", max_per_class),
+            ("classes", num_classes if num_classes != recipe.num_classes else None),
         )
         if value is not None
     ]
     return RecipeResult(recipe, tuple(stages), ", ".join(changed) or "as in the recipe")
+
+
+def make_output(folder: Path) -> None:
+    """Make the folder where it is missing. Raises ConfigError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The folder {show_path(str(folder))} cannot be made: {say_os_error(error)}. Choose another with --output."
+        ) from None
 
 
 def take_first(source: Any, max_per_class: int) -> dict[str, Any]:
@@ -132,13 +163,62 @@ def take_first(source: Any, max_per_class: int) -> dict[str, Any]:
     }
 
 
-def _measure(stage: Stage, classifier: Classifier, seconds: float) -> StageResult:
-    record = classifier.training
-    evaluations = record.evaluations if record else {}
-    figures = tuple(MeasuredFigure(part, int(e.correct.sum()), len(e.paths)) for part, e in evaluations.items())
-    counts = getattr(record, "parameters", None)
-    trained, frozen = (counts.trained, counts.frozen) if counts else (None, None)
-    return StageResult(stage, figures, trained, frozen, seconds)
+def _measure_frozen(name: str, record: TrainingRecord, folder: Path, start: float) -> StageResult:
+    fit = cast("FitRecord", record.fit)
+    course = _Course(fit.history, fit.best_epoch, len(fit.validation), record.report)
+    course.draw(folder, f"{name}, frozen")
+    figures = (*course.measure(), *_measure_parts(record.evaluations))
+    counts = fit.parameters
+    return StageResult("frozen", figures, counts.trained, counts.frozen, time.monotonic() - start)
+
+
+def _measure_finetuned(name: str, record: TuningRecord, folder: Path, start: float) -> StageResult:
+    """What fine-tuning gave, whichever of the two classifiers was kept."""
+    comparison, counts = record.comparison, record.parameters
+    course = _Course(record.history, record.best_epoch, comparison.num_images, record.report)
+    course.draw(folder, f"{name}, fine-tuned")
+    figures = (*course.measure(), *_measure_parts(record.tuned))
+    seconds = time.monotonic() - start
+    return StageResult("fine-tuned", figures, counts.trained, counts.frozen, seconds, comparison.reason)
+
+
+@dataclass(frozen=True)
+class _Course:
+    """A training's history, and how many pictures its accuracies are shares of."""
+
+    history: tuple[EpochRow, ...]
+    best_epoch: int
+    num_validation: int
+    report: DataReport
+
+    def measure(self) -> Iterator[MeasuredFigure]:
+        best = self.history[self.best_epoch]
+        num_train = sum(record.split == "train" for record in self.report.dataset.records) - self.num_validation
+        if best.train_accuracy is not None:
+            num_correct = round(best.train_accuracy * num_train)
+            conditions = f"mean over epoch {best.epoch}, augmented, with dropout"
+            yield MeasuredFigure("training accuracy", num_correct, num_train, conditions)
+        num_correct = round(best.validation_accuracy * self.num_validation)
+        state = f"epoch {best.epoch}" if best.epoch else "the start"
+        conditions = f"{state}, which was chosen by these pictures"
+        yield MeasuredFigure("validation accuracy", num_correct, self.num_validation, conditions)
+
+    def draw(self, folder: Path, title: str) -> None:
+        from headstart.finetuning.history import plot_history
+
+        plot_history(
+            self.history,
+            folder / "history.png",
+            title=title,
+            best_epoch=self.best_epoch,
+            num_validation=self.num_validation,
+        )
+
+
+def _measure_parts(evaluations: Mapping[str, Evaluation]) -> Iterator[MeasuredFigure]:
+    for part, rows in evaluations.items():
+        conditions = "nothing was chosen by these pictures"
+        yield MeasuredFigure(f"{part} accuracy", int(rows.correct.sum()), len(rows.paths), conditions)
 
 
 def render_result(result: RecipeResult) -> Iterator[RenderableType]:
@@ -168,12 +248,17 @@ def render_result(result: RecipeResult) -> Iterator[RenderableType]:
                 figures.add_row("published", stage.stage, published.what, value, Text(published.conditions))
         for figure in stage.figures:
             low, high = (format_percent(frac) for frac in figure.interval)
-            conditions = f"{low} to {high} at 95 % confidence, {figure.num_images:,} pictures; {result.conditions}"
+            conditions = f"{low} to {high} at 95 % confidence, {figure.num_images:,} pictures; {figure.conditions}"
             value = format_percent(figure.accuracy)
-            figures.add_row("measured", stage.stage, f"{figure.part} accuracy", value, Text(conditions), style="bold")
+            figures.add_row("measured", stage.stage, figure.what, value, Text(conditions), style="bold")
     yield figures
+    yield Text(f"measured with: {result.conditions}")
+    yield from (Text(stage.verdict) for stage in result.stages if stage.verdict)
     yield ""
     yield _render_parameters(result)
+    if any(stage.trained != _count_in_recipe(recipe, stage)[0] for stage in result.stages):
+        side = recipe.train["input_size_px"]
+        yield Text(f"The recipe's counts are those at {side} pixels and with {recipe.num_classes} classes.")
     for note in recipe.notes:
         yield Text(f"- {note}", style="dim")
 
@@ -187,18 +272,23 @@ def format_published(figure: PublishedFigure) -> str:
 
 
 def _render_parameters(result: RecipeResult) -> Table:
-    """Counts of the recipe hold for the published number of classes, so those measured may differ in the last layer."""
     from rich.table import Table
 
-    expected = result.recipe.parameters
     table = Table(box=None, pad_edge=False)
     for name in ("parameters", "trained, recipe", "trained, here", "frozen, recipe", "frozen, here", "seconds"):
         table.add_column(name, justify="left" if name == "parameters" else "right")
     for stage in result.stages:
-        trained = expected.head if stage.stage == "frozen" else expected.unfrozen
-        frozen = None if trained is None else expected.head + expected.frozen - trained
+        trained, frozen = _count_in_recipe(result.recipe, stage)
         counts = (trained, stage.trained, frozen, stage.frozen)
         table.add_row(
             stage.stage, *("-" if count is None else f"{count:,}" for count in counts), f"{stage.seconds:.0f}"
         )
     return table
+
+
+def _count_in_recipe(recipe: Recipe, stage: StageResult) -> tuple[int | None, int | None]:
+    """(trained, frozen) as the recipe has them; what the second stage unfreezes it takes from what was frozen."""
+    counts = recipe.parameters
+    if stage.stage == "frozen":
+        return counts.head, counts.frozen
+    return counts.unfrozen, None if counts.unfrozen is None else counts.head + counts.frozen - counts.unfrozen

@@ -1,0 +1,195 @@
+"""What commands share: arguments and options, the checks before any work, and what is written after it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headstart import __version__
+from headstart._files import show_path, write_atomic
+from headstart.errors import ConfigError, HeadstartError, MissingDependencyError
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(help="Folder with a folder per class, CSV or Parquet with path and label, or cifar10 or pets."),
+]
+ModelArgument = Annotated[Path, typer.Argument(help="Classifier file (.onnx).")]
+PatternOption = Annotated[
+    str | None, typer.Option(help="Regular expression with a group (?P<label>...) that finds the class in a file name.")
+]
+ExcludeOption = Annotated[list[str] | None, typer.Option(help="Class to leave out; may be given several times.")]
+LinksOption = Annotated[bool, typer.Option("--follow-links", help="Follow symbolic links that lead out of the folder.")]
+UnsignedOption = Annotated[
+    bool, typer.Option("--allow-unsigned", help="Open an ONNX file of the same signature that headstart did not save.")
+]
+ParquetOption = Annotated[bool, typer.Option("--parquet", help="Write the rows as Parquet too (extra parquet).")]
+
+
+# Every field of FitSettings that is an option of its own; without it, what suits the command is used.
+_FIT_OPTIONS: dict[str, tuple[type, str]] = {
+    "optimizer": (str, "adamw, adam, adamax, rmsprop or sgd."),
+    "learning_rate": (float, "Of the head; the network's falls from there by --layer-decay."),
+    "momentum": (float, "Of sgd."),
+    "weight_decay": (float, "Of weights, not of biases and norms."),
+    "epochs": (int, "At most so many; may be raised later to train on."),
+    "batch_size": (int, "Pictures a step."),
+    "patience": (int, "Epochs without a better validation value after which to stop."),
+    "monitor": (str, "loss or accuracy of the validation pictures: what the best epoch is chosen by."),
+    "validation_frac": (float, "Share of the training pictures put aside to stop and compare by."),
+    "augment": (str, "none, flip, light, tutorial or strong; see headstart augment."),
+    "num_views": (int, "Augmented views of a picture that the frozen part computes and keeps."),
+    "label_smoothing": (float, "Share of the target spread over all classes."),
+    "warmup_frac": (float, "Share of the steps in which the rate rises."),
+    "schedule": (str, "constant or cosine."),
+    "layer_decay": (float, "Rate of each module as a share of that of the one above."),
+    "ema": (bool, "Average the weights over the last steps."),
+}
+
+
+def with_fit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` an option for each of these; those that are used arrive as the dictionary `fit`."""
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        given = {name: values.pop(name) for name in _FIT_OPTIONS}
+        command(**values, fit={name: value for name, value in given.items() if value is not None})
+
+    hints = inspect.get_annotations(command, eval_str=True)
+    own = [param.replace(annotation=hints[name]) for name, param in inspect.signature(command).parameters.items()]
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[kind | None, typer.Option(help=text, rich_help_panel="Training in epochs")],
+        )
+        for name, (kind, text) in _FIT_OPTIONS.items()
+    ]
+    parameters = [*(param for param in own if param.name != "fit"), *options]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {param.name: param.annotation for param in parameters}
+    return run
+
+
+def resolve_source(source: str, progress: Callable[[str, int, int], None]) -> str:
+    """The folder of a public collection, fetched where it is not here yet; any other source as it is."""
+    from headstart.public_datasets import PUBLIC_DATASETS, fetch_public_dataset
+
+    if source not in PUBLIC_DATASETS or os.path.lexists(source):
+        return source
+    return str(fetch_public_dataset(source, lambda done, total: progress("laying out pictures", done, total)))
+
+
+def parse_numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
+    """`256,128` as a tuple. Raises ConfigError."""
+    try:
+        return tuple(kind(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        example = "256,128" if kind is int else "0.5,0.7"
+        raise ConfigError(f"{option} is {show_path(text)}. Expected numbers with commas, such as {example}.") from None
+
+
+def stop(note: str) -> typer.Exit:
+    print(f"Stopped. {note}".rstrip(), file=sys.stderr)
+    return typer.Exit(130)
+
+
+def name_after(source: str) -> str:
+    path = Path(source).resolve()
+    return path.stem if path.is_file() else path.name or "classifier"
+
+
+def parse_penalty(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def check_target(target: Path) -> None:
+    """Before any work: a file that is not a classifier is never replaced. Raises ConfigError."""
+    from headstart.artifact import read_artifact
+
+    if target.suffix != ".onnx":
+        raise ConfigError(
+            f"--output is {show_path(str(target))}. Expected a name that ends in .onnx, such as pets.onnx."
+        )
+    check_folder_of(target)
+    if target.exists():
+        try:
+            read_artifact(target)
+        except HeadstartError as error:
+            raise ConfigError(
+                f"{show_path(str(target))} exists and is not a classifier of headstart, so it is not replaced. "
+                f"Choose another --output. ({error})"
+            ) from None
+
+
+def check_folder_of(target: Path) -> None:
+    shown = show_path(str(target.parent))
+    if not target.parent.is_dir():
+        raise ConfigError(f"The folder {shown} does not exist. Make it first, or choose another --output.")
+    if not os.access(target.parent, os.W_OK):
+        raise ConfigError(f"The folder {shown} cannot be written to. Choose another --output.")
+
+
+def name_evaluation(target: Path) -> Path:
+    return target.with_suffix(".evaluation")
+
+
+def check_evaluation_folder(folder: Path, parquet: bool) -> None:
+    """Before any work: a folder that is not an evaluation is never written to. Raises HeadstartError."""
+    from headstart.evaluation import find_own_files
+
+    find_own_files(folder)
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"The folder {show_path(str(folder))} cannot be made or written to. Choose another --output.")
+    if parquet:
+        check_pyarrow("--parquet")
+
+
+def check_pyarrow(option: str) -> None:
+    if find_spec("pyarrow") is None:
+        raise MissingDependencyError(f"{option} needs pyarrow. Install it with: pip install 'headstart[parquet]'")
+
+
+def write_evaluation(classifier: Any, target: Path, parquet: bool, seconds: float) -> Path:
+    """The evaluation of a classifier that was just trained, into the folder beside `target`."""
+    import json
+    from dataclasses import asdict
+    from datetime import datetime
+
+    from headstart.evaluation import save_evaluation
+
+    record, folder = classifier.training, name_evaluation(target)
+    selection = getattr(record, "selection", None)
+    extra = {
+        "classifier": {"file": target.name, "sha256": classifier.sha256},
+        "settings": classifier.metadata.settings,
+        "parts": {name: part.compute_figures(record.settings.seed) for name, part in record.evaluations.items()},
+        "data": record.report.to_json(),
+        "candidates": [
+            {**asdict(score), "layers": [[pooled.layer, pooled.grid] for pooled in score.layers]}
+            for score in (selection.scores if selection else ())
+        ],
+    }
+    save_evaluation(record.evaluation, folder, extra=extra, parquet=parquet, seed=record.settings.seed)
+    # Apart from the evaluation, so that the same pictures and settings give the same evaluation.json.
+    run = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+        "num_forward": record.num_forward,
+        "version": __version__,
+    }
+    write_atomic(folder / "run.json", json.dumps(run, indent=2).encode() + b"\n")
+    return folder

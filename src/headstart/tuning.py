@@ -1,0 +1,61 @@
+"""Fine-tuning as a function: what it takes and gives. The work is done where torch is: in `finetuning`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from headstart.errors import require_torch
+from headstart.prediction import Classifier
+from headstart.training import Progress
+
+
+def finetune(
+    model: Classifier | str | os.PathLike[str],
+    source: Any,
+    *,
+    from_layer: str = "auto",
+    weights: str | None = None,
+    labels: Any = None,
+    splits: Any = None,
+    groups: Any = None,
+    pattern: str | None = None,
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
+    output: str | os.PathLike[str] | None = None,
+    folder: Path | None = None,
+    on_progress: Progress | None = None,
+    **settings: Any,
+) -> Classifier:
+    """Fine-tune the network of `model` on the pictures that it was trained on, starting from its head.
+
+    `from_layer` and everything after it is trained: a layer's name, `input` for the whole network, or `auto` to decide
+    by the number of pictures. `settings` are those of FitSettings; their defaults here depend on the number of pictures
+    too (see `choose_fit_settings`). `weights` is the file that the network was loaded from, where it was one. `folder`
+    keeps checkpoints and history, so that a stopped training goes on; `output` is a file to save to.
+
+    The classifier that comes back is the fine-tuned one only where it is better on validation pictures by a paired
+    test; otherwise it is `model` itself, with both figures in its metadata. `training` is a TuningRecord. Raises
+    ConfigError, DataError, BackboneError.
+    """
+    require_torch("Fine-tuning")
+    from headstart.finetuning.tuning import tune
+
+    return tune(
+        model,
+        source,
+        from_layer=from_layer,
+        weights=weights,
+        labels=labels,
+        splits=splits,
+        groups=groups,
+        pattern=pattern,
+        exclude=exclude,
+        follow_links=follow_links,
+        output=output,
+        folder=folder,
+        on_progress=on_progress,
+        **settings,
+    )
