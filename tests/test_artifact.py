@@ -545,7 +545,7 @@ METADATA: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     ),
     "crop": (
         set_key("preprocess", "crop", "center"),
-        "headstart.preprocess: crop is \"center\"; expected 'centre' or 'squash'.",
+        "headstart.preprocess: crop is \"center\"; expected 'centre' or 'after-resize' or 'squash'.",
     ),
     "crop is misspelt": (
         set_key("preprocess", "crops", "squash"),

@@ -29,8 +29,8 @@ class PreprocessSpec:
 
     The square's side is `crop_frac` of the short side, but never gives up pixels that the input has room for: up to an
     input's side nothing of the short side is cut off. (CIFAR-10 gains 1 to 2 points by that, photographs lose none.)
-    With `crop` "after-resize" the same is done in torchvision's order, so that not even half a pixel differs: the short
-    side becomes S / crop_frac, rounded down, and then S x S pixels are cut from the middle.
+    With `crop` "after-resize" the square of a larger picture lies, to fractions of a pixel, where it lies in
+    torchvision's order: the short side becomes S / crop_frac, rounded down, then S x S pixels are cut from the middle.
     With `crop` "squash" the whole picture is squeezed into a square of that side before the cut. `interpolation` is
     "cubic" or "linear".
     """
@@ -101,11 +101,12 @@ def add_preprocessing(builder: GraphBuilder, spec: PreprocessSpec) -> str:
     A centre square is cut from the bytes before anything is converted, so the cost does not grow with the picture. The
     resize is Pillow's, in its antialiasing and at the edges; like Pillow it clips what overshoots.
     """
-    if spec.crop == "centre":
-        shape = builder.int_constant(1, 3, spec.input_size_px, spec.input_size_px)
-        resized = _add_resize(builder, _add_centre_crop(builder, spec), shape, spec.interpolation)
+    if spec.crop == "squash":
+        resized = _add_squash(builder, spec)
+    elif spec.crop == "after-resize":
+        resized = _add_crop_as_after_resize(builder, spec)
     else:
-        resized = _add_resize_and_crop(builder, spec)
+        resized = _add_resize(builder, _add_centre_crop(builder, spec), spec.input_size_px, spec.interpolation)
     clipped = builder.add(
         "Clip", resized, builder.constant(np.array(0, np.float32)), builder.constant(np.array(255, np.float32))
     )
@@ -115,42 +116,77 @@ def add_preprocessing(builder: GraphBuilder, spec: PreprocessSpec) -> str:
     return builder.add("Add", builder.add("Mul", clipped, builder.constant(scale)), builder.constant(shift))
 
 
-def _add_resize(builder: GraphBuilder, pixels: str, shape: str, interpolation: str) -> str:
-    """From uint8 (h, w, 3) to float32 of `shape`, which is (1, 3, rows, columns)."""
+def _add_resize(builder: GraphBuilder, pixels: str, side_px: int, interpolation: str, box: str = "") -> str:
+    """From uint8 (h, w, 3) to float32 (1, 3, side, side). `box` is a part of it as Resize takes it, float32 (8,)."""
     planes = builder.add("Unsqueeze", builder.add("Transpose", pixels, perm=[2, 0, 1]), builder.int_constant(0))
     return builder.add(
         "Resize",
         builder.add("Cast", planes, to=TensorProto.FLOAT),
+        box,
         "",
-        "",
-        shape,
+        builder.int_constant(1, 3, side_px, side_px),
         mode=interpolation,
         antialias=1,
         exclude_outside=1,  # at an edge the weights inside are scaled up; the default repeats the edge
         cubic_coeff_a=-0.5,  # the operator's default is -0.75
+        **({"coordinate_transformation_mode": "tf_crop_and_resize"} if box else {}),
     )
 
 
-def _add_resize_and_crop(builder: GraphBuilder, spec: PreprocessSpec) -> str:
+def _add_squash(builder: GraphBuilder, spec: PreprocessSpec) -> str:
+    side = spec.input_size_px
+    larger = math.floor(side / spec.crop_frac)
+    start = round((larger - side) / 2)
+    planes = _add_resize(builder, IMAGE, larger, spec.interpolation)
+    first, end = builder.int_constant(start, start), builder.int_constant(start + side, start + side)
+    return builder.add("Slice", planes, first, end, builder.int_constant(2, 3))
+
+
+def _add_crop_as_after_resize(builder: GraphBuilder, spec: PreprocessSpec) -> str:
+    """To resize all and then cut would take tensors as large as the picture is long. So the pixels that matter are cut
+    first, and Resize is told which part of them, in fractions of a pixel, it is to show."""
+
+    def number(value: float) -> str:
+        return builder.constant(np.array([value], np.float32))
+
+    def as_float(values: str) -> str:
+        return builder.add("Cast", values, to=TensorProto.FLOAT)
+
+    def cut(start: str, end: str) -> str:
+        start, end = (builder.add("Cast", each, to=TensorProto.INT64) for each in (start, end))
+        return builder.add("Slice", IMAGE, start, end, builder.int_constant(0, 1))
+
     side = builder.int_constant(spec.input_size_px)
-    most_px = math.floor(spec.input_size_px / spec.crop_frac)
-    if spec.crop == "squash":
-        pixels, resized = IMAGE, builder.int_constant(most_px, most_px)
-    else:
-        size = builder.add("Slice", builder.add("Shape", IMAGE), builder.int_constant(0), builder.int_constant(2))
-        short = builder.add("ReduceMin", size, keepdims=1)
-        # The ends of a very long picture come off first: they are not seen, and resizing them would take memory.
-        kept = builder.add("Min", size, builder.add("Mul", short, builder.int_constant(4)))
-        first = builder.add("Div", builder.add("Sub", size, kept), builder.int_constant(2))
-        pixels = builder.add("Slice", IMAGE, first, builder.add("Add", first, kept), builder.int_constant(0, 1))
-        short_resized = builder.add("Min", builder.add("Max", short, side), builder.int_constant(most_px))
-        resized = builder.add("Div", builder.add("Mul", kept, short_resized), short)
-    shape = builder.add("Concat", builder.int_constant(1, 3), resized, axis=0)
-    planes = _add_resize(builder, pixels, shape, spec.interpolation)
-    margin = builder.add("Cast", builder.add("Sub", resized, side), to=TensorProto.FLOAT)
-    half = builder.add("Round", builder.add("Mul", margin, builder.constant(np.array(0.5, np.float32))))
-    start = builder.add("Cast", half, to=TensorProto.INT64)
-    return builder.add("Slice", planes, start, builder.add("Add", start, side), builder.int_constant(2, 3))
+    most = builder.int_constant(math.floor(spec.input_size_px / spec.crop_frac))
+    size = builder.add("Slice", builder.add("Shape", IMAGE), builder.int_constant(0), builder.int_constant(2))
+    short = builder.add("ReduceMin", size, keepdims=1)
+    resized = builder.add(
+        "Div", builder.add("Mul", size, builder.add("Min", builder.add("Max", short, side), most)), short
+    )
+    offset = builder.add("Round", builder.add("Mul", as_float(builder.add("Sub", resized, side)), number(0.5)))
+    ratio = builder.add("Div", as_float(size), as_float(resized))
+    low = builder.add("Floor", builder.add("Mul", offset, ratio))
+    end = builder.add("Mul", builder.add("Add", offset, number(spec.input_size_px)), ratio)
+    high = builder.add("Min", builder.add("Ceil", end), as_float(size))
+    span = builder.add("Max", builder.add("Sub", builder.add("Sub", high, low), number(1)), number(1))
+
+    def locate(pixel: float) -> str:
+        """Where the centre of the output's pixel lies, as a share of what was cut; what lies outside would be black."""
+        position = builder.add("Mul", builder.add("Add", offset, number(pixel + 0.5)), ratio)
+        from_low = builder.add("Sub", builder.add("Sub", position, number(0.5)), low)
+        share = builder.add("Div", from_low, span)
+        return builder.add("Max", builder.add("Min", share, number(1 - 1e-6)), number(1e-6))
+
+    ends = builder.constant(np.zeros(2, np.float32)), builder.constant(np.ones(2, np.float32))
+    box = builder.add("Concat", ends[0], locate(0), ends[1], locate(spec.input_size_px - 1), axis=0)
+    large = _add_resize(builder, cut(low, high), spec.input_size_px, spec.interpolation, box)
+    # Where nothing is made smaller, the centres of the outermost pixels lie outside.
+    is_small = builder.add("Equal", builder.add("Min", short, side), short)
+    square = builder.add("Where", is_small, short, builder.int_constant(1))
+    start = builder.add("Div", builder.add("Sub", size, square), builder.int_constant(2))
+    enlarged = cut(start, builder.add("Add", start, square))
+    small = _add_resize(builder, enlarged, spec.input_size_px, spec.interpolation)
+    return builder.add("Where", is_small, small, large)
 
 
 def _add_centre_crop(builder: GraphBuilder, spec: PreprocessSpec) -> str:

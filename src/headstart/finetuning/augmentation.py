@@ -131,7 +131,8 @@ def draw_view(
     height, width = pixels.shape[:2]
     resample = Image.Resampling.BILINEAR if preprocess.interpolation == "linear" else Image.Resampling.BICUBIC
     side = preprocess.input_size_px
-    if augmentation.resized_crop_min_frac is None and preprocess.crop != "centre":
+    is_cut_last = preprocess.crop == "squash" or (preprocess.crop == "after-resize" and min(height, width) > side)
+    if augmentation.resized_crop_min_frac is None and is_cut_last:
         view = _resize_and_crop(pixels, preprocess, resample)
     else:
         if augmentation.resized_crop_min_frac is None:
@@ -169,10 +170,7 @@ def _resize_and_crop(pixels: NDArray[np.uint8], preprocess: PreprocessSpec, resa
         rows = columns = most
     else:
         short = min(height, width)
-        kept = min(height, 4 * short), min(width, 4 * short)
-        top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
-        pixels = pixels[top : top + kept[0], left : left + kept[1]]
-        rows, columns = (length * min(max(short, side), most) // short for length in kept)
+        rows, columns = (length * min(short, most) // short for length in (height, width))
     top, left = round((rows - side) / 2), round((columns - side) / 2)
     resized = Image.fromarray(np.ascontiguousarray(pixels)).resize((columns, rows), resample)
     return resized.crop((left, top, left + side, top + side))
