@@ -186,8 +186,8 @@ def make_layout(backbone: Backbone, settings: TrainSettings) -> FeatureLayout:
         kept = list(dict.fromkeys(block.layer for block in layout.blocks))
         if layer.name not in kept:
             raise ConfigError(
-                f"layers is '{layer.name}', which has only {layer.channels} channels. For a {settings.head} head choose "
-                f"one of {', '.join(kept)}."
+                f"layers is '{layer.name}', which has only {layer.channels} channels. "
+                f"For a {settings.head} head choose one of {', '.join(kept)}."
             )
     return layout
 
