@@ -8,7 +8,7 @@ import pytest
 
 from headstart._files import compute_sha256
 from headstart.backbones import catalog
-from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE, Backbone, CatalogEntry, find_entry
+from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE, Backbone, CatalogEntry, find_entry, is_known_backbone
 from headstart.backbones.loading import load_backbone
 from headstart.backbones.torch_checkpoint import read_checkpoint
 from headstart.errors import BackboneError, MissingDependencyError
@@ -110,13 +110,24 @@ def test_a_package_without_the_file_counts_as_missing(monkeypatch: pytest.Monkey
     [
         ("efficientnet-lite", " Did you mean 'efficientnet-lite2'?"),
         ("eficientnet-lite1", " Did you mean 'efficientnet-lite1'?"),
-        ("resnet50", ""),
+        ("resnet5", " Did you mean 'resnet50'?"),
+        ("Timm:vgg16", " Did you mean 'vgg16'?"),
         ("", ""),
     ],
 )
 def test_an_unknown_name_suggests_the_nearest(name: str, hint: str) -> None:
+    assert not is_known_backbone(name)
     for find in (find_entry, load_backbone):
         with pytest.raises(BackboneError) as caught:
             find(name)
-        known = "Known: efficientnet-lite0, efficientnet-lite1, efficientnet-lite2."
-        assert str(caught.value) == f"There is no backbone '{name}'.{hint} {known}"
+        assert str(caught.value) == (
+            f"There is no backbone '{name}'.{hint} Known: efficientnet-lite0, efficientnet-lite1, efficientnet-lite2, "
+            "vgg16, vgg19, resnet50, inception_v3, and every model of timm as timm:NAME, such as timm:convnext_tiny."
+        )
+
+
+def test_names_that_load_backbone_would_look_for() -> None:
+    for name in ("efficientnet-lite2", "vgg16", "vgg19", "resnet50", "inception_v3", "timm:anything"):
+        assert is_known_backbone(name)
+    with pytest.raises(BackboneError):
+        find_entry("vgg16")  # not a built-in one

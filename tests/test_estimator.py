@@ -37,7 +37,10 @@ def test_parameters_follow_the_conventions() -> None:
     estimator = headstart.ImageClassifier(penalty=0.3)
     assert estimator.get_params() == {
         "backbone": "efficientnet-lite0",
+        "input_size_px": None,
+        "weights": None,
         "layers": "auto",
+        "head": "linear",
         "penalty": 0.3,
         "class_weights": "none",
         "num_folds": 5,
@@ -226,8 +229,36 @@ def test_parameters_are_checked_when_fitting() -> None:
     assert str(caught.value) == (
         "2 problems:\n"
         "  There is no backbone 'efficientnet-lit0'. Did you mean 'efficientnet-lite0'? Known: efficientnet-lite0, "
-        "efficientnet-lite1, efficientnet-lite2.\n"
+        "efficientnet-lite1, efficientnet-lite2, vgg16, vgg19, resnet50, inception_v3, and every model of timm as "
+        "timm:NAME, such as timm:convnext_tiny.\n"
         "  num_folds is 1. Expected a whole number from 2 to 20."
+    )
+
+
+def test_a_dense_head_is_for_train() -> None:
+    with pytest.raises(headstart.ConfigError) as caught:
+        headstart.ImageClassifier(head="dense").fit(["a", "b"], ["a", "b"])
+    assert str(caught.value) == ("ImageClassifier fits linear and svm heads. For a dense head use headstart.train.")
+
+
+@pytest.mark.parametrize("layers", ["stage3", "auto"])
+def test_other_layers_heads_and_sides(shapes: tuple[list[str], list[str]], new: list[Path], layers: str) -> None:
+    estimator = headstart.ImageClassifier(layers=layers, head="svm", input_size_px=64, num_folds=2).fit(*shapes)
+    assert estimator.head_.kind == "svm"
+    assert layers == "auto" or {pooled.layer for pooled in estimator.head_.layers} == {layers}
+    assert estimator.predict(new).tolist() == ["stripes", "checks"]
+    copy = pickle.loads(pickle.dumps(estimator))
+    assert np.array_equal(copy.predict_proba(new), estimator.predict_proba(new))
+
+
+def test_a_layer_that_the_backbone_has_not(shapes: tuple[list[str], list[str]]) -> None:
+    with pytest.raises(headstart.ConfigError, match=r"^layers is 'stage9'\. Did you mean 'stage7'\?"):
+        headstart.ImageClassifier(layers="stage9").fit(*shapes)
+    with pytest.raises(headstart.ConfigError) as caught:
+        headstart.ImageClassifier(layers="stage2").fit(*shapes)
+    assert str(caught.value) == (
+        "layers is 'stage2', which has only 24 channels. For a linear head choose one of stage3, stage4, stage5, "
+        "stage6, stage7, head."
     )
 
 

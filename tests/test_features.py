@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ import headstart
 from headstart import features
 from headstart.backbones.catalog import Backbone, Layer
 from headstart.decode import decode_image
-from headstart.errors import HeadstartError
+from headstart.errors import ConfigError, HeadstartError
 from headstart.feature_cache import FeatureCache, get_cache_file
 from headstart.features import (
     Extraction,
@@ -29,9 +30,11 @@ from headstart.features import (
     FeatureLayout,
     Picture,
     extract_features,
+    find_layer,
     get_top_layer,
     list_candidates,
     plan_layout,
+    plan_single_layout,
 )
 from headstart.graph import IMAGE, PooledLayer
 
@@ -101,6 +104,32 @@ def test_small_maps_and_few_layers_have_a_layout_too() -> None:
     ]
     with pytest.raises(KeyError, match="wide 2x2 is not kept"):
         layout.count_features(PooledLayer("wide", 2))
+
+
+def test_a_dense_head_keeps_one_layer() -> None:
+    layers = (*LAYERS, Layer("class token", 160, 1))
+    tiny = dataclasses.replace(make_tiny_backbone(), layers=layers)
+    top, second = PooledLayer("top", 4), PooledLayer("second", 4)
+    for name in ("auto", "top"):  # the last map, not the class token after it
+        assert plan_single_layout(tiny, name, "flatten") == FeatureLayout((top,), (160,))
+        assert plan_single_layout(tiny, name, "average") == FeatureLayout((PooledLayer("top", 1),), (160,))
+    for pooling in ("flatten", "max"):
+        assert plan_single_layout(tiny, "second", pooling) == FeatureLayout((second,), (48,))
+    assert plan_single_layout(tiny, "class token", "flatten").blocks == (PooledLayer("class token", 1),)
+    small = dataclasses.replace(tiny, layers=(Layer("a", 32, 1), Layer("b", 64, 1)))  # no map at all
+    assert plan_single_layout(small, "top", "max").blocks == (PooledLayer("b", 1),)
+
+
+def test_an_unknown_layer_is_told_with_the_nearest() -> None:
+    tiny = make_tiny_backbone()
+    assert find_layer(tiny, "second") == LAYERS[1]
+    for find in (find_layer, lambda backbone, name: plan_single_layout(backbone, name, "average")):
+        with pytest.raises(ConfigError) as caught:
+            find(tiny, "secnd")
+        assert str(caught.value) == (
+            "layers is 'secnd'. Did you mean 'second'? tiny has the layers first, second, top; "
+            "'auto' chooses, 'top' is the last."
+        )
 
 
 def average_cells(maps: np.ndarray, grid: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnxruntime
 import PIL.Image
@@ -14,6 +16,8 @@ from headstart.graph import (
     FEATURES,
     IMAGE,
     IMAGE_INPUT,
+    IR_VERSION,
+    OPSET,
     GraphBuilder,
     PooledLayer,
     PreprocessSpec,
@@ -132,6 +136,96 @@ def test_the_spec_as_json_tells_everything() -> None:
         "std": [0.5, 0.5, 0.5],
         "interpolation": "cubic",
     }
+
+
+def test_the_kind_of_crop_is_told_where_it_is_not_the_centre() -> None:
+    for crop in ("after-resize", "squash"):
+        assert PreprocessSpec(224, 0.875, HALF, HALF, "linear", crop).to_json()["crop"] == crop
+
+
+RESAMPLING = {"cubic": PIL.Image.Resampling.BICUBIC, "linear": PIL.Image.Resampling.BILINEAR}
+
+
+def resize_floats(pixels: np.ndarray, width: int, height: int, interpolation: str) -> np.ndarray:
+    """Pillow's resize without rounding between its two directions, then clipped."""
+    planes = [PIL.Image.fromarray(pixels[..., channel].astype(np.float32)) for channel in range(3)]
+    resized = [np.asarray(plane.resize((width, height), RESAMPLING[interpolation])) for plane in planes]
+    return np.clip(np.stack(resized, axis=-1), 0, 255)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (30, 41), (64, 64), (90, 200), (375, 250)])
+def test_bilinear_preprocessing_is_pillows(height: int, width: int) -> None:
+    spec = dataclasses.replace(in_grey_levels(64, 1.0), interpolation="linear")
+    pixels = make_scene(height, width)
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    expected = resize_floats(pixels[top : top + side, left : left + side], 64, 64, "linear")
+    np.testing.assert_allclose(run(make_preprocessor(spec), pixels), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("interpolation", ["cubic", "linear"])
+@pytest.mark.parametrize(("crop_frac", "larger"), [(1.0, 64), (0.9, 71)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (30, 41), (64, 64), (90, 200), (375, 20)])
+def test_squashed_preprocessing_is_pillows(
+    interpolation: str, crop_frac: float, larger: int, height: int, width: int
+) -> None:
+    spec = dataclasses.replace(in_grey_levels(64, crop_frac), interpolation=interpolation, crop="squash")
+    pixels = make_scene(height, width)
+    start = round((larger - 64) / 2)
+    expected = resize_floats(pixels, larger, larger, interpolation)[start : start + 64, start : start + 64]
+    np.testing.assert_allclose(run(make_preprocessor(spec), pixels), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("interpolation", ["cubic", "linear"])
+@pytest.mark.parametrize("crop_frac", [0.875, 0.95, 1.0])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(1, 1), (3, 90), (64, 64), (65, 65), (66, 120), (67, 91), (73, 74), (250, 375), (377, 251), (900, 70)],
+)
+def test_cut_after_the_resize_is_pillows_to_fractions_of_a_pixel(
+    interpolation: str, crop_frac: float, height: int, width: int
+) -> None:
+    spec = dataclasses.replace(in_grey_levels(64, crop_frac), interpolation=interpolation, crop="after-resize")
+    pixels = make_scene(height, width)
+    found = run(make_preprocessor(spec), pixels)
+    short = min(height, width)
+    if short <= 64:  # all of the short side, as for the centre
+        top, left = (height - short) // 2, (width - short) // 2
+        square = pixels[top : top + short, left : left + short]
+        np.testing.assert_allclose(found, resize_floats(square, 64, 64, interpolation), atol=0.02)
+        return
+    short_resized = min(short, int(64 / crop_frac))
+    rows, columns = height * short_resized // short, width * short_resized // short
+    top, left = round((rows - 64) / 2), round((columns - 64) / 2)
+    expected = resize_floats(pixels, columns, rows, interpolation)[top : top + 64, left : left + 64]
+    # At the edges Pillow sees what lies beyond; inside, our filter is wider by the share of a pixel that is cut too many.
+    difference = np.abs(found - expected)
+    assert difference.mean() < 0.7
+    assert difference[3:-3, 3:-3].max() < 4
+    if short == short_resized:  # nothing is resized, and one pixel to the side would show
+        np.testing.assert_allclose(found, expected, atol=0.05)
+
+
+def test_a_raster_as_fine_as_the_map_is_the_map() -> None:
+    builder = GraphBuilder()
+    row = add_pooling(builder, [(PooledLayer("map", 4), 5, 4), (PooledLayer("map", 2), 5, 4)])
+    assert [node.op_type for node in builder.nodes].count("MatMul") == 1
+    model = helper.make_model(
+        helper.make_graph(
+            builder.nodes,
+            "pooling",
+            [helper.make_tensor_value_info("map", TensorProto.FLOAT, [1, 5, 4, 4])],
+            [helper.make_tensor_value_info(row, TensorProto.FLOAT, [1, 100])],
+            builder.initializers,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    values = np.random.default_rng(0).normal(size=(1, 5, 4, 4)).astype(np.float32)
+    found = open_session(model.SerializeToString()).run(None, {"map": values})[0]
+    assert np.array_equal(found[0, :80], values.ravel())
+    quarters = values.reshape(5, 2, 2, 2, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(found[0, 80:], quarters.ravel(), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 14, 28])

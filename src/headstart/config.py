@@ -94,27 +94,27 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        raise_all(ConfigError, _find_fit_problems(self))
+        raise_all(ConfigError, _find_fit_problems(asdict(self)))
 
 
 OPTIMIZERS = ("adamw", "adam", "adamax", "rmsprop", "sgd")
 
 
-def _find_fit_problems(values: FitSettings) -> Iterator[str]:
+def _find_fit_problems(values: Mapping[str, Any]) -> Iterator[str]:
     for name, known in (
         ("optimizer", OPTIMIZERS),
         ("monitor", ("loss", "accuracy")),
         ("schedule", ("cosine", "constant")),
         ("class_weights", ("none", "balanced")),
     ):
-        if (value := getattr(values, name)) not in known:
+        if (value := values[name]) not in known:
             yield f"{name} is {value!r}.{suggest(str(value), known)} Expected one of {', '.join(known)}."
     for name, low, high in (("epochs", 1, 10_000), ("batch_size", 1, 4096), ("num_views", 1, 100)):
-        value = getattr(values, name)
+        value = values[name]
         if not (type(value) is int and low <= value <= high):
             yield f"{name} is {value!r}. Expected a whole number from {low} to {high:,}."
-    if values.patience is not None and not (type(values.patience) is int and values.patience >= 1):
-        yield f"patience is {values.patience!r}. Expected a whole number from 1, or None."
+    if values["patience"] is not None and not (type(values["patience"]) is int and values["patience"] >= 1):
+        yield f"patience is {values['patience']!r}. Expected a whole number from 1, or None."
     ranges: tuple[tuple[str, float, float, str], ...] = (
         ("learning_rate", 1e-12, 100, "a number above 0, such as 0.001"),
         ("momentum", 0, 0.999999, "a number from 0 to below 1"),
@@ -125,25 +125,21 @@ def _find_fit_problems(values: FitSettings) -> Iterator[str]:
         ("layer_decay", 0.01, 1, "a number from 0.01 to 1"),
     )
     for name, least, most, says in ranges:
-        value = getattr(values, name)
+        value = values[name]
         if not (_is_number(value) and least <= value <= most):
             yield f"{name} is {value!r}. Expected {says}."
-    if type(values.seed) is not int or not 0 <= values.seed < 2**32:
-        yield f"seed is {values.seed!r}. Expected a whole number from 0 to 4294967295."
+    if not isinstance(values["ema"], bool):
+        yield f"ema is {values['ema']!r}. Expected True or False."
+    if type(values["seed"]) is not int or not 0 <= values["seed"] < 2**32:
+        yield f"seed is {values['seed']!r}. Expected a whole number from 0 to 4294967295."
 
 
 def make_fit_settings(values: Mapping[str, Any], **defaults: Any) -> FitSettings:
     """Settings from keyword arguments over `defaults`. Raises ConfigError that names every unknown or wrong one."""
-    known = {field.name for field in fields(FitSettings)}
+    known = {field.name: field.default for field in fields(FitSettings)}
     unknown = [f"There is no setting '{name}'.{suggest(name, known)}" for name in values if name not in known]
-    given = {**defaults, **{name: value for name, value in values.items() if name in known}}
-    try:
-        settings = FitSettings(**given)
-    except ConfigError as error:
-        raise_all(ConfigError, [*unknown, str(error)])
-        raise
-    raise_all(ConfigError, unknown)
-    return settings
+    raise_all(ConfigError, [*unknown, *_find_fit_problems({**known, **defaults, **values})])
+    return FitSettings(**{**defaults, **values})
 
 
 def make_settings(values: Mapping[str, Any]) -> TrainSettings:
@@ -162,6 +158,9 @@ def _find_problems(values: Mapping[str, Any]) -> list[str]:
     size = values["input_size_px"]
     if size is not None and not (type(size) is int and 8 <= size <= 4096):
         problems.append(f"input_size_px is {size!r}. Expected a whole number from 8 to 4096, or None.")
+    weights = values["weights"]
+    if weights is not None and not (isinstance(weights, str) and weights):
+        problems.append(f"weights is {weights!r}. Expected a file, 'none' for random ones, or None.")
     if not isinstance(values["layers"], str):
         problems.append(f"layers is {values['layers']!r}. Expected 'auto', 'top' or the name of a layer.")
     problems += _find_head_problems(values)

@@ -18,7 +18,7 @@ from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, Picture, extract_features
 from headstart.parallel import count_cpus, map_bounded
 from headstart.pictures import PictureSource, hash_source, name_source
-from headstart.training import compute_probs, fit_head
+from headstart.training import compute_probs, fit_head, make_layout
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -71,6 +71,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             problems.append(f"y holds {len(self.classes_)} class. Training needs at least 2.")
         raise_all(DataError, problems)
         self._extractor = self._load_extractor()
+        make_layout(self._extractor.backbone, settings)  # which knows the layers' names
         with FeatureCache() as cache:
             pictures = self._extract(X, cache)
             records = [

@@ -199,9 +199,16 @@ def make_layout(backbone: Backbone, settings: TrainSettings) -> FeatureLayout:
     """What to keep of the backbone for the kind of head that is asked for. Raises ConfigError for an unknown layer."""
     if settings.head == "dense":
         return plan_single_layout(backbone, settings.layers, settings.pooling)
+    layout = plan_layout(backbone)
     if settings.layers not in ("auto", "top"):
-        find_layer(backbone, settings.layers)
-    return plan_layout(backbone)
+        layer = find_layer(backbone, settings.layers)
+        kept = list(dict.fromkeys(block.layer for block in layout.blocks))
+        if layer.name not in kept:
+            raise ConfigError(
+                f"layers is '{layer.name}', which has only {layer.channels} channels. "
+                f"For a {settings.head} head choose one of {', '.join(kept)}."
+            )
+    return layout
 
 
 _SPLITS = ("train", "validation", "test")
