@@ -158,7 +158,7 @@ def measure_epochs(records: list[ImageRecord], num_train: int, layer: str, repea
 
 
 def time_reading(pixels: PixelRows, pictures: list[Picture]) -> float:
-    """Reading, decoding and drawing alone: what an epoch without the cache would cost with an endlessly fast network."""
+    """Reading, decoding and drawing alone: what no epoch without the cache can be faster than."""
     numbers = np.arange(len(pictures))
     began = time.perf_counter()
     for _ in pixels.iterate([numbers[i : i + 32] for i in range(0, len(numbers), 32)], 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,7 @@ from headstart.data_check import (
 )
 from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
 from headstart.decode import DECODER_VERSION
-from headstart.errors import ConfigError, DataError
+from headstart.errors import ConfigError, DataError, raise_all
 from headstart.evaluation import Evaluation
 from headstart.feature_cache import FeatureCache
 from headstart.features import (
@@ -46,6 +47,7 @@ from headstart.graph import PooledLayer
 from headstart.heads.linear import LinearHead, build_classifier
 from headstart.heads.selection import PENALTIES, Selection, select_head
 from headstart.heads.svm import SVM_PENALTIES, select_svm
+from headstart.onnx_rules import MAX_TENSOR_VALUES
 from headstart.parallel import count_cpus
 from headstart.prediction import Classifier
 from headstart.splits import assign_folds, get_split_key, split_dataset
@@ -128,6 +130,8 @@ def train(
     check_classes(dataset)  # a class that is too small is told before any network runs
     backbone = load_backbone(chosen.backbone, chosen.input_size_px, chosen.weights)
     extractor = Extractor(backbone, layout=make_layout(backbone, chosen))
+    if chosen.head == "dense":
+        _check_dense(chosen, extractor.layout, len(dataset.classes))
     with FeatureCache() as cache:
         pictures = [Picture(record.sha256, record.path) for record in dataset.records]
         extraction = extract_features(
@@ -174,6 +178,21 @@ def _check_kind(settings: TrainSettings, fit: FitSettings | None) -> None:
     from headstart.errors import require_torch
 
     require_torch("A dense head")
+
+
+def _check_dense(settings: TrainSettings, layout: FeatureLayout, num_classes: int) -> None:
+    """Before any network runs. Raises ConfigError for a head that could not be saved."""
+    problems = []
+    if settings.activation == "sigmoid" and num_classes != 2:
+        problems.append(f"activation is 'sigmoid', which is for 2 classes; there are {num_classes}. Use 'softmax'.")
+    sizes = [layout.channels[0] if settings.pooling == "max" else layout.num_features, *settings.hidden, num_classes]
+    for before, after in itertools.pairwise(sizes):
+        if before * after > MAX_TENSOR_VALUES:
+            problems.append(
+                f"A dense layer from {before:,} to {after:,} values has {before * after:,} weights. A classifier file "
+                f"takes at most {MAX_TENSOR_VALUES:,}. Use fewer units, or pooling 'average'."
+            )
+    raise_all(ConfigError, problems)
 
 
 def make_layout(backbone: Backbone, settings: TrainSettings) -> FeatureLayout:
