@@ -105,6 +105,14 @@ def test_finetune(work: Path) -> None:
             "  epochs is 0. Expected a whole number from 1 to 10,000.",
         ),
         (
+            "finetune shapes.onnx nowhere --augment strang",
+            "There is no preset 'strang'. Did you mean 'strong'? Known: none, flip, light, tutorial, strong.",
+        ),
+        (
+            "train nowhere --head dense --augment strang",
+            "There is no preset 'strang'. Did you mean 'strong'? Known: none, flip, light, tutorial, strong.",
+        ),
+        (
             "train shapes --head dense --activation sigmoid",
             "activation is 'sigmoid', which is for 2 classes; there are 3. Use 'softmax'.",
         ),

@@ -178,6 +178,10 @@ def _check_kind(settings: TrainSettings, fit: FitSettings | None) -> None:
     from headstart.errors import require_torch
 
     require_torch("A dense head")
+    if fit is not None:
+        from headstart.finetuning.augmentation import find_preset
+
+        find_preset(fit.augment)
 
 
 def _check_dense(settings: TrainSettings, layout: FeatureLayout, num_classes: int) -> None:

@@ -76,6 +76,7 @@ def tune(
     progress = on_progress or (lambda stage, done, total: None)
     frozen = model if isinstance(model, Classifier) else load(model)
     train_settings = _read_settings(frozen.metadata, weights)
+    find_preset(make_fit_settings(settings).augment)  # what is wrong with the settings is said before any work
     progress("finding pictures", 0, 0)
     dataset = scan_dataset(
         source, labels=labels, splits=splits, groups=groups, pattern=pattern, exclude=exclude, follow_links=follow_links
