@@ -8,6 +8,9 @@ took, once for all epochs.
 Steps: the whole of EfficientNet-Lite0 at 160 px, batch 32, the pixels ready in memory. Ours is the loop's own step with
 all that it does by default (weight averaging, label smoothing, layer-wise rates, batch norm statistics kept); the other
 is what a plain script has: timm's model in train(), channels_last, cross-entropy, AdamW. They take turns.
+
+Beside the seconds of the clock stand those of the processor: with one thread of torch they are nearly untouched by
+other work on the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -60,11 +63,13 @@ def main() -> None:
     parser.add_argument("data", help="folder of pictures in class folders")
     parser.add_argument("--images", type=int, default=400, help="pictures to train on (default 400)")
     parser.add_argument("--from", dest="layers", nargs="+", default=["stage6", "stage7"], metavar="LAYER")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: all cores)")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     records = spread_out(hash_images(scan_dataset(args.data)).records, args.images + args.images // 5)
     report(
         {
-            "torch": {**list_versions("torch", "timm"), "threads": torch.get_num_threads()},
+            "torch": {**list_versions("torch", "timm"), "threads": args.threads},
             "num_train": args.images,
             "num_validation": args.images // 5,
             "epochs": {layer: measure_epochs(records, args.images, layer, args.repeats) for layer in args.layers},
@@ -135,24 +140,21 @@ def measure_epochs(records: list[ImageRecord], num_train: int, layer: str, repea
         pixels = PixelRows(pictures[0], spec, augmentation), PixelRows(pictures[1], spec)
         rows = TorchRows(other, pixels[0]), TorchRows(other, pixels[1])
         runs["whole"] = make_run(other, rows, labels, num_classes, folder / "whole")
-        seconds: dict[str, list[float]] = {"cached": [], "whole": []}
+        seconds: dict[str, list[Seconds]] = {"cached": [], "whole": []}
         for turn in range(repeats + 1):
             for name, run in runs.items():
-                began = time.perf_counter()
+                began = read_clocks()
                 run.train_epoch()
                 run.finish_epoch()
                 if turn:  # the first one sets things up
-                    seconds[name].append(time.perf_counter() - began)
+                    seconds[name].append(measure_since(began))
         losses = {name: round_figure(run.history[-1].validation_loss) for name, run in runs.items()}
         reading = [time_reading(pixels[0], pictures[0]) for _ in range(min(repeats, 2))]
-    ratios = [whole / ours for whole, ours in zip(seconds["whole"], seconds["cached"], strict=True)]
     return {
         "trained_parameters": sum(param.numel() for param in runs["cached"].params.values()),
         "computed_s": round_figure(computed_s),
-        "cached_epoch_s": summarize(seconds["cached"]),
-        "whole_epoch_s": summarize(seconds["whole"]),
         "of_which_pictures_s": round_figure(statistics.median(reading)),
-        "whole_over_cached": summarize(ratios),
+        **compare(seconds, "whole", "cached"),
         "final_validation_loss": losses,
     }
 
@@ -191,22 +193,45 @@ def measure_steps(repeats: int, num_classes: int = 10) -> dict[str, Any]:
         run = make_run(cut, part, [labels, labels], num_classes, folder / "run")
         run.model.train()
         plain = PlainStep(num_classes, pixels, labels)
-        seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+        seconds: dict[str, list[Seconds]] = {"ours": [], "plain": []}
         for turn in range(repeats + 1):
             for name, step in (("ours", lambda: run.take_step(pixels.flatten(1), labels)), ("plain", plain.take)):
-                began = time.perf_counter()
+                began = read_clocks()
                 for _ in range(_STEPS_A_TURN):
                     step()
                 if turn:
-                    seconds[name].append((time.perf_counter() - began) / _STEPS_A_TURN)
-    ratios = [plain / ours for plain, ours in zip(seconds["plain"], seconds["ours"], strict=True)]
+                    seconds[name].append(measure_since(began, _STEPS_A_TURN))
     return {
         "batch_size": _STEP_BATCH,
         "side_px": _STEP_SIDE_PX,
-        "ours_s": summarize(seconds["ours"]),
-        "plain_s": summarize(seconds["plain"]),
-        "plain_over_ours": summarize(ratios),
+        **compare(seconds, "plain", "ours"),
     }
+
+
+class Seconds(NamedTuple):
+    clock: float
+    processor: float
+
+
+def read_clocks() -> Seconds:
+    return Seconds(time.perf_counter(), time.process_time())
+
+
+def measure_since(began: Seconds, count: int = 1) -> Seconds:
+    return Seconds(*((now - then) / count for now, then in zip(read_clocks(), began, strict=True)))
+
+
+def compare(seconds: dict[str, list[Seconds]], slow: str, fast: str) -> dict[str, Any]:
+    """Both sides and their ratios turn by turn, by the clock and by the processor."""
+    found: dict[str, Any] = {}
+    for kind in Seconds._fields:
+        sides = {name: [getattr(each, kind) for each in seconds[name]] for name in (slow, fast)}
+        ratios = [one / other for one, other in zip(sides[slow], sides[fast], strict=True)]
+        found[kind] = {
+            **{f"{name}_s": summarize(values) for name, values in sides.items()},
+            f"{slow}_over_{fast}": summarize(ratios),
+        }
+    return found
 
 
 class FixedRows:

@@ -232,6 +232,24 @@ def test_every_epoch_takes_every_picture_once_in_another_order(tmp_path: Path) -
     assert [len(batch) for _, batch in asked] == [8, 9] * 3
 
 
+def test_dropout_differs_from_step_to_step_and_leaves_torchs_generator_alone(tmp_path: Path) -> None:
+    found = []
+    for seed in (1, 2):
+        masks: list[torch.Tensor] = []
+        model = make_model()
+        model.head.layers[1].register_forward_pre_hook(lambda _, inputs, masks=masks: masks.append(inputs[0] == 0))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            state = torch.get_rng_state()
+            settings = FitSettings(optimizer="sgd", learning_rate=1e-12, batch_size=61, epochs=3)
+            result = fit(tmp_path / str(seed), make_problem(), settings, model)
+            assert torch.equal(torch.get_rng_state(), state)
+        trained = [mask.sum() for mask in masks if len(mask) == 61]
+        assert len({int(each) for each in trained}) == 3
+        found.append((without_seconds(result.history), trained))
+    assert found[0] == found[1]
+
+
 def test_the_figures_of_an_epoch_are_those_of_its_model(tmp_path: Path) -> None:
     problem, model = make_problem(noise=0.3), make_model()
     result = fit(tmp_path / "run", problem, FitSettings(epochs=1, batch_size=16), model)
