@@ -1,4 +1,4 @@
-"""Fine-tuning as a function: what it takes and gives. The work is done where torch is: in `finetuning`."""
+"""Fine-tuning as a function: what it takes and gives. The work is done where torch is, in `finetuning`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from headstart.config import make_fit_settings
+from headstart.dataset import scan_dataset
 from headstart.errors import require_torch
-from headstart.prediction import Classifier
+from headstart.finetuning.augmentation import find_preset
+from headstart.prediction import Classifier, load
 from headstart.training import Progress
 
 
@@ -43,19 +46,14 @@ def finetune(
     require_torch("Fine-tuning")
     from headstart.finetuning.tuning import tune
 
-    return tune(
-        model,
-        source,
-        from_layer=from_layer,
-        weights=weights,
-        labels=labels,
-        splits=splits,
-        groups=groups,
-        pattern=pattern,
-        exclude=exclude,
-        follow_links=follow_links,
-        output=output,
-        folder=folder,
-        on_progress=on_progress,
-        **settings,
+    find_preset(make_fit_settings(settings).augment)  # what is wrong with the settings is said before any work
+    progress = on_progress or (lambda stage, done, total: None)
+    frozen = model if isinstance(model, Classifier) else load(model)
+    progress("finding pictures", 0, 0)
+    dataset = scan_dataset(
+        source, labels=labels, splits=splits, groups=groups, pattern=pattern, exclude=exclude, follow_links=follow_links
     )
+    classifier = tune(frozen, dataset, from_layer, weights, folder, progress, settings)
+    if output is not None:
+        classifier.save(output)
+    return classifier

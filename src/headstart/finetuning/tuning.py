@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ from headstart.backbones.torch_network import TorchNetwork, load_network
 from headstart.calibration import fit_temperature
 from headstart.config import FitSettings, TrainSettings, make_fit_settings, make_settings
 from headstart.data_check import DataReport, check_classes, hash_images, leave_out, resolve_duplicates
-from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
+from headstart.dataset import ImageDataset, ImageRecord
 from headstart.errors import ConfigError
 from headstart.evaluation import Evaluation
 from headstart.feature_cache import FeatureCache
@@ -46,7 +45,7 @@ from headstart.heads.dense import DenseHead
 from headstart.heads.linear import LinearHead
 from headstart.parallel import count_cpus
 from headstart.pictures import load_picture
-from headstart.prediction import Classifier, load
+from headstart.prediction import Classifier
 from headstart.splits import split_dataset
 from headstart.training import compute_fingerprint, evaluate_head, fit_head, make_layout
 
@@ -56,31 +55,16 @@ _FLIP_PICTURES = 300
 
 
 def tune(
-    model: Classifier | str | os.PathLike[str],
-    source: Any,
-    *,
-    from_layer: str = "auto",
-    weights: str | None = None,
-    labels: Any = None,
-    splits: Any = None,
-    groups: Any = None,
-    pattern: str | None = None,
-    exclude: Sequence[str] = (),
-    follow_links: bool = False,
-    output: str | os.PathLike[str] | None = None,
-    folder: Path | None = None,
-    on_progress: Progress | None = None,
-    **settings: Any,
+    frozen: Classifier,
+    dataset: ImageDataset,
+    from_layer: str,
+    weights: str | None,
+    folder: Path | None,
+    progress: Progress,
+    settings: dict[str, Any],
 ) -> Classifier:
-    """See `headstart.finetune`, which this is, with torch at hand."""
-    progress = on_progress or (lambda stage, done, total: None)
-    frozen = model if isinstance(model, Classifier) else load(model)
+    """What `headstart.finetune` does, whose arguments these are, with the pictures found and torch at hand."""
     train_settings = _read_settings(frozen.metadata, weights)
-    find_preset(make_fit_settings(settings).augment)  # what is wrong with the settings is said before any work
-    progress("finding pictures", 0, 0)
-    dataset = scan_dataset(
-        source, labels=labels, splits=splits, groups=groups, pattern=pattern, exclude=exclude, follow_links=follow_links
-    )
     dataset = _prepare(dataset, train_settings, frozen.classes, progress)
     backbone = _load_backbone(train_settings, frozen.metadata)
     with FeatureCache() as cache, ExitStack() as stack:
@@ -148,10 +132,7 @@ def tune(
             num_forward=extraction.num_forward,
             layers=_list_layers(cut),
         )
-    classifier = make_classifier(frozen, tuned_backbone, tuned_head, record)
-    if output is not None:
-        classifier.save(output)
-    return classifier
+    return make_classifier(frozen, tuned_backbone, tuned_head, record)
 
 
 def _prepare(
