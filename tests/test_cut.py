@@ -13,7 +13,8 @@ import torch
 from drawn_pictures import SHAPES, draw_picture
 from PIL import Image
 
-from headstart.backbones.network_layers import LayerOutputs
+from headstart.backbones.catalog import Layer
+from headstart.backbones.network_layers import LayerOutputs, NetworkLayer
 from headstart.backbones.torch_network import TorchNetwork, load_network
 from headstart.config import FitSettings
 from headstart.errors import ConfigError
@@ -207,3 +208,17 @@ def test_modules_come_in_the_order_of_the_network(lite: TorchNetwork) -> None:
     assert [name for name, _ in list_modules(top)] == ["conv_stem", "bn1", *whole, "conv_head", "bn2", "head"]
     top = make_top(cut_at(lite, "stage5", ("head", 1)))
     assert [name for name, _ in list_modules(top)] == [*whole[4:], "conv_head", "bn2", "head"]
+
+
+def test_the_whole_network_works_in_place_where_the_heads_map_survives_it() -> None:
+    network = load_network("efficientnet-lite0", 64)
+    assert network.activations
+    assert not any(activation.inplace for activation in network.activations)
+    cut_network(network, WHOLE, [PooledLayer("head", 1)])
+    assert all(activation.inplace for activation in network.activations)
+    # What batch norm gives is overwritten by the ReLU behind it.
+    resnet = load_network("timm:resnet18.a1_in1k", 64, "none")
+    norm = NetworkLayer(Layer("bn1", 64, 32), "bn1", "bn1", "map")
+    cut_network(replace(resnet, layers=(norm, *resnet.layers)), WHOLE, [PooledLayer("bn1", 1)])
+    assert resnet.activations
+    assert not any(activation.inplace for activation in resnet.activations)

@@ -36,6 +36,13 @@ class TorchNetwork:
     module: torch.nn.Module
     layers: tuple[NetworkLayer, ...]
     aliases: dict[str, str]
+    activations: tuple[torch.nn.Module, ...] = ()
+
+    def set_inplace(self, inplace: bool) -> None:
+        """Whether `activations` may overwrite what they get, as timm has them: faster, but a layer's output may be gone
+        when the next has run."""
+        for activation in self.activations:
+            activation.inplace = inplace
 
     @property
     def num_params(self) -> int:
@@ -83,14 +90,14 @@ def load_network(
         file = fetch_weights(full_name)
         fit_weights(module, read_weights(file), file)
         digest, source = digest_weights(file), get_source(cfg)
-    for child in module.modules():
-        if getattr(child, "inplace", False):
-            child.inplace = False  # a layer's output must still be there after the next layer ran
+    activations = tuple(child for child in module.modules() if getattr(child, "inplace", False))
+    for activation in activations:
+        activation.inplace = False  # a layer's output must still be there after the next layer ran
     layers = list_layers(name, architecture, module, size)
     preprocess = make_preprocess(name, cfg, size)
-    return TorchNetwork(
-        name, digest, cfg.license or "unknown", source, preprocess, module, layers, list_aliases(architecture)
-    )
+    aliases = list_aliases(architecture)
+    licence = cfg.license or "unknown"
+    return TorchNetwork(name, digest, licence, source, preprocess, module, layers, aliases, activations)
 
 
 def find_model(name: str) -> tuple[str, PretrainedCfg]:

@@ -365,6 +365,7 @@ def _export(network: TorchNetwork) -> Backbone:
     for name, tensor in network.module.state_dict().items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     network.module.to(memory_format=torch.contiguous_format)
+    network.set_inplace(False)  # the graph gives out every layer
     return replace(export_backbone(network), sha256=digest.hexdigest())
 
 
