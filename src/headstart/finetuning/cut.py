@@ -6,7 +6,6 @@ at any tensor that everything above it depends on.
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -214,6 +213,5 @@ def pool_map(values: torch.Tensor, size: int, grid: int) -> torch.Tensor:
 def make_runner(cut: CutNetwork) -> GraphRunner:
     """The frozen part in ONNX Runtime: picture to row."""
     network = cut.network
-    logging.getLogger(__name__).debug("exporting %s below %s", network.name, cut.entry)
     model = export_graph(_Below(cut), network.preprocess, [(FEATURES, [cut.row_size])], network.name)
     return GraphRunner(model, f"{network.name} before {cut.entry}", network.preprocess)

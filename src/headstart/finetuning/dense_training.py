@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +21,10 @@ from headstart.features import Extractor, Picture
 from headstart.finetuning.augmentation import find_preset
 from headstart.finetuning.checkpoints import start_folder
 from headstart.finetuning.history import EpochRow, plot_history
-from headstart.finetuning.loop import Part, fit_top
+from headstart.finetuning.loop import Part, Progress, fit_top
 from headstart.finetuning.model import Head, HeadModule, TopModel, draw_dense_head
 from headstart.finetuning.rows import CachedRows
 from headstart.splits import assign_folds, get_split_key
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,20 @@ def describe_run(
     }
 
 
+def calibrate_head(
+    module: HeadModule, validation: Sequence[ImageRecord], extractor: Extractor, cache: FeatureCache
+) -> tuple[Head, np.ndarray]:
+    """The trained head with the temperature that suits the validation pictures, whose features are cached.
+
+    And their logits (M, K) before it.
+    """
+    recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
+    rows = cache.read_features(recipe, [record.sha256 for record in validation])
+    logits = module.to_head().compute_logits(rows, extractor.layout)
+    labels = np.array([record.label for record in validation], np.int64)
+    return module.to_head(fit_temperature(logits, labels)), logits
+
+
 def fit_dense_head(
     records: Sequence[ImageRecord],
     num_classes: int,
@@ -137,11 +149,7 @@ def fit_dense_head(
             best_epoch=result.best_epoch,
             num_validation=len(held_out),
         )
-    recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
-    rows = cache.read_features(recipe, [records[i].sha256 for i in held_out])
-    logits = model.head.to_head().compute_logits(rows, extractor.layout)
-    temperature = fit_temperature(logits, labels[held_out])
-    trained = model.head.to_head(temperature)
+    trained, logits = calibrate_head(model.head, [records[i] for i in held_out], extractor, cache)
     frozen = extractor.backbone.get_layer(pooled.layer).num_params
     return FitRecord(
         head=trained,
@@ -150,5 +158,5 @@ def fit_dense_head(
         settings=fit,
         parameters=Parameters(head.num_params, frozen),
         validation=held_out,
-        validation_probs=apply_temperature(logits, temperature).astype(np.float32),
+        validation_probs=apply_temperature(logits, trained.temperature).astype(np.float32),
     )

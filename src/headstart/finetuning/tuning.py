@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +21,6 @@ from headstart.backbones.catalog import RANDOM_WEIGHTS, Backbone
 from headstart.backbones.loading import load_backbone
 from headstart.backbones.onnx_export import export_backbone
 from headstart.backbones.torch_network import TorchNetwork, load_network
-from headstart.calibration import fit_temperature
 from headstart.config import FitSettings, TrainSettings, make_fit_settings, make_settings
 from headstart.data_check import DataReport, check_classes, hash_images, leave_out, resolve_duplicates
 from headstart.dataset import ImageDataset, ImageRecord
@@ -32,11 +31,11 @@ from headstart.features import Extractor, FeatureLayout, Picture, extract_featur
 from headstart.finetuning.augmentation import find_preset
 from headstart.finetuning.checkpoints import start_folder
 from headstart.finetuning.cut import WHOLE, CutNetwork, copy_back, cut_network, make_runner
-from headstart.finetuning.dense_training import Parameters, describe_run, split_off_validation
+from headstart.finetuning.dense_training import Parameters, calibrate_head, describe_run, split_off_validation
 from headstart.finetuning.flip_check import check_flip
 from headstart.finetuning.history import plot_history
 from headstart.finetuning.layer_table import LayerRow, list_layers
-from headstart.finetuning.loop import Part, fit_top
+from headstart.finetuning.loop import Part, Progress, fit_top
 from headstart.finetuning.model import Head, HeadModule, TopModel
 from headstart.finetuning.outcome import TuningRecord, compare, make_classifier
 from headstart.finetuning.rows import CachedRows, PixelRows, Rows
@@ -48,8 +47,6 @@ from headstart.pictures import load_picture
 from headstart.prediction import Classifier
 from headstart.splits import split_dataset
 from headstart.training import compute_fingerprint, evaluate_head, fit_head, make_layout
-
-Progress = Callable[[str, int, int], None]
 
 _FLIP_PICTURES = 300
 
@@ -77,18 +74,20 @@ def tune(
         check_classes(dataset)
         train, validation, held_out = _divide(dataset.records, frozen.metadata, settings)
         fit = choose_fit_settings(len(train), frozen.metadata, settings)
-        start = _get_start(frozen, train_settings, train, len(dataset.classes), extractor, cache, progress)
+        own_head = read_head(frozen)
+        start = _get_start(own_head, train_settings, train, len(dataset.classes), extractor, cache, progress)
         notes = _list_notes(frozen, dataset, validation, fit)
 
         progress("cutting the network", 0, 0)
         network = load_network(train_settings.backbone, train_settings.input_size_px, train_settings.weights)
         from_layer = choose_from_layer(network, start.layers, len(train)) if from_layer == "auto" else from_layer
         cut = cut_network(network, WHOLE if from_layer == WHOLE else network.find_entry(from_layer), start.layers)
+        place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training"
+        more = {"from": from_layer, "weights": network.sha256, "head": _digest_head(own_head)}
+        # A folder of another training is refused before the frozen part runs over all views.
+        start_folder(place, describe_run("fine-tuning", [*train, *validation], asdict(train_settings), fit, **more))
         top = TopModel(cut, HeadModule(_make_logistic(start), _measure_scale(start, train, extractor, cache)))
         parts = _make_parts(cut, train, validation, fit, cache, progress)
-        place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "training"
-        more = {"from": from_layer, "weights": network.sha256, "head": _digest_head(frozen)}
-        start_folder(place, describe_run("fine-tuning", [*train, *validation], asdict(train_settings), fit, **more))
         result = fit_top(top, *parts, len(dataset.classes), fit, place, progress)
         plot_history(
             result.history,
@@ -109,12 +108,11 @@ def tune(
             cache,
             lambda done, total: progress("evaluating", done, total),
         )
-        tuned_head = _calibrate(top.head, validation, tuned_extractor, cache)
+        tuned_head, _ = calibrate_head(top.head, validation, tuned_extractor, cache)
 
         def evaluate(head: Head, runner: Extractor, part: Sequence[ImageRecord]) -> Evaluation:
             return evaluate_head(head, part, dataset.classes, runner, cache)
 
-        own_head = read_head(frozen)
         record = TuningRecord(
             report=DataReport(dataset),
             comparison=compare(
@@ -253,7 +251,7 @@ def _divide(
 
 
 def _get_start(
-    frozen: Classifier,
+    head: Head,
     settings: TrainSettings,
     train: Sequence[ImageRecord],
     num_classes: int,
@@ -262,7 +260,6 @@ def _get_start(
     progress: Progress,
 ) -> Head:
     """The head to start from, which has not seen the validation pictures: a linear one is fitted again without them."""
-    head = read_head(frozen)
     if isinstance(head, DenseHead):
         return head
     again = replace(settings, penalty=head.penalty)
@@ -295,8 +292,7 @@ def read_head(classifier: Classifier) -> Head:
     return DenseHead(layers, facts["pooling"], (*weights, (coef, bias)), facts["activation"], temperature, dropout)
 
 
-def _digest_head(classifier: Classifier) -> str:
-    head = read_head(classifier)
+def _digest_head(head: Head) -> str:
     weights = head.weights if isinstance(head, DenseHead) else ((head.coef, head.intercept),)
     return compute_sha256(b"".join(array.tobytes() for pair in weights for array in pair))
 
@@ -371,16 +367,6 @@ def _export(network: TorchNetwork) -> Backbone:
 
 def _make_head_layout(backbone: Backbone, layers: Sequence[PooledLayer]) -> FeatureLayout:
     return FeatureLayout(tuple(layers), tuple(backbone.get_layer(pooled.layer).channels for pooled in layers))
-
-
-def _calibrate(
-    module: HeadModule, validation: Sequence[ImageRecord], extractor: Extractor, cache: FeatureCache
-) -> Head:
-    recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
-    rows = cache.read_features(recipe, [record.sha256 for record in validation])
-    logits = module.to_head().compute_logits(rows, extractor.layout)
-    labels = np.array([record.label for record in validation], np.int64)
-    return module.to_head(fit_temperature(logits, labels))
 
 
 def _count_parameters(top: TopModel, network: TorchNetwork) -> Parameters:
