@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from drawn_pictures import run_command, snapshot, write_shapes
 from PIL import Image
 
 import headstart
+from headstart.backbones.catalog import TORCHVISION_NAMES
+from headstart.backbones.listing import list_backbones
 
 TWO = ("checks", "stripes")
 DENSE = "--head dense --hidden 8 --dropout 0.2 --optimizer adam --input-size 64"
@@ -169,6 +172,12 @@ def test_recipes_are_listed() -> None:
     listed = run_command("recipe").out
     for name in ("vgg16_dense100", "inception_v3_mixed7", "transfer_gain"):
         assert name in listed
+
+
+def test_what_is_written_down_of_the_tutorials_networks_is_what_timm_says() -> None:
+    for name, full_name in TORCHVISION_NAMES.items():
+        [written], [counted] = list_backbones(name), list_backbones(f"timm:{full_name}")
+        assert written == replace(counted, name=name)
 
 
 def test_backbones_of_timm_and_their_speed() -> None:

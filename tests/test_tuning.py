@@ -216,8 +216,11 @@ def test_a_folder_continues_its_own_fine_tuning_only(
     assert one is not None
     assert other is not None
     assert all(torch.equal(each, other.tensors[name]) for name, each in one.tensors.items())
+    stages.clear()
     with pytest.raises(ConfigError, match="from was"):
-        tune(few_frozen, few, **{**given, "from_layer": "blocks.2"})
+        tune(few_frozen, few, **{**given, "from_layer": "blocks.2"}, on_progress=lambda stage, *_: stages.append(stage))
+    assert "cutting the network" in stages
+    assert "running the frozen part" not in stages  # which may take minutes
     with pytest.raises(ConfigError, match="head was"):  # another head to start from
         tune(train(few, penalty=3.0), few, **given)
 

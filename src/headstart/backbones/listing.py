@@ -44,11 +44,9 @@ def list_backbones(pattern: str = "") -> list[BackboneRow]:
 
     Raises BackboneError where nothing matches, MissingDependencyError where timm is needed for its names.
     """
-    usual = [*(_list_lite()), *(_list_tutorials())]
-    if not pattern:
-        return usual
     if not pattern.startswith(TIMM_PREFIX):
-        rows = [row for row in usual if fnmatch.fnmatchcase(row.name, pattern)]
+        usual = [*_list_lite(), *_list_tutorials()]
+        rows = [row for row in usual if fnmatch.fnmatchcase(row.name, pattern or "*")]
         if not rows:
             raise BackboneError(
                 f"No backbone matches '{pattern}'. Known: {', '.join(row.name for row in usual)}; "
@@ -78,17 +76,31 @@ def _list_lite() -> list[BackboneRow]:
     ]
 
 
+# Written down, so that the list needs neither torch nor a network built.
+_TUTORIALS = {
+    "vgg16": (14_714_688, 512, 224, "bsd-3-clause"),
+    "vgg19": (20_024_384, 512, 224, "bsd-3-clause"),
+    "resnet50": (23_508_032, 2048, 224, "bsd-3-clause"),
+    "inception_v3": (21_785_568, 2048, 299, "apache-2.0"),
+}
+
+
 def _list_tutorials() -> list[BackboneRow]:
-    if find_spec("timm") is not None and find_spec("torch") is not None:
-        return [_describe(full_name, name, True) for name, full_name in TORCHVISION_NAMES.items()]
-    needs = "pip install 'headstart[torch]'"
-    known = {
-        "vgg16": (14_714_688, 512, 224, "bsd-3-clause"),
-        "vgg19": (20_024_384, 512, 224, "bsd-3-clause"),
-        "resnet50": (23_508_032, 2048, 224, "bsd-3-clause"),
-        "inception_v3": (21_785_568, 2048, 299, "apache-2.0"),
-    }
-    return [BackboneRow(name, *facts, needs) for name, facts in known.items()]
+    has_torch = find_spec("timm") is not None and find_spec("torch") is not None
+    return [
+        BackboneRow(
+            name,
+            *facts,
+            _say_where(TORCHVISION_NAMES[name]) if has_torch else "pip install 'headstart[torch]'",
+        )
+        for name, facts in _TUTORIALS.items()
+    ]
+
+
+def _say_where(full_name: str) -> str:
+    from headstart.backbones.weights_download import find_weights
+
+    return "here" if find_weights(full_name) is not None else "fetched on first use"
 
 
 def _describe(full_name: str, name: str, counted: bool) -> BackboneRow:
@@ -96,7 +108,6 @@ def _describe(full_name: str, name: str, counted: bool) -> BackboneRow:
     import torch
 
     from headstart.backbones.torch_network import create_model
-    from headstart.backbones.weights_download import find_weights
 
     cfg = timm.models.get_pretrained_cfg(full_name)
     num_params = num_features = None
@@ -108,8 +119,8 @@ def _describe(full_name: str, name: str, counted: bool) -> BackboneRow:
             num_features = int(model.num_features)
         except (BackboneError, RuntimeError, NotImplementedError):
             pass  # a few cannot be built without memory; their numbers stay open
-    weights = "here" if find_weights(full_name) is not None else "fetched on first use"
-    return BackboneRow(name, num_params, num_features, cfg.input_size[1], cfg.license or "unknown", weights)
+    licence = cfg.license or "unknown"
+    return BackboneRow(name, num_params, num_features, cfg.input_size[1], licence, _say_where(full_name))
 
 
 def measure_speed(
