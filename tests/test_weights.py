@@ -33,10 +33,11 @@ import torchvision  # noqa: E402
 from drawn_pictures import draw_picture  # noqa: E402
 from onnx import helper  # noqa: E402
 
+from headstart._files import compute_file_sha256  # noqa: E402
 from headstart.backbones.catalog import Backbone  # noqa: E402
 from headstart.backbones.weights import TORCHVISION_TWINS, fit_weights, load_lite_weights  # noqa: E402
 from headstart.backbones.weights_download import fetch_weights, find_weights  # noqa: E402
-from headstart.backbones.weights_file import digest_weights, read_weights  # noqa: E402
+from headstart.backbones.weights_file import read_weights  # noqa: E402
 from headstart.errors import BackboneError, MissingDependencyError  # noqa: E402
 
 SMALL = "test_vit.r160_in1k"  # the smallest of timm with a place on the hub: 1.5 MB
@@ -277,7 +278,7 @@ def test_a_plain_malicious_pickle_is_refused(tmp_path: Path) -> None:
 def test_the_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
     data = np.random.default_rng(0).bytes(300_000)
     (tmp_path / "a").write_bytes(data)
-    assert digest_weights(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+    assert compute_file_sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
 
 
 # Fitting
@@ -681,7 +682,7 @@ def test_weights_come_from_the_hub_and_are_checked(
     blob = re.search(r"Delete (\S+) and run", wrong)
     assert blob is not None
     assert hashlib.sha256(body).hexdigest() in wrong
-    assert digest_weights(Path(blob[1])) in wrong
+    assert compute_file_sha256(Path(blob[1])) in wrong
     gated = (
         f"do so at {server.address}/timm/test_convnext.r160_in1k, make a token there, and set it with `hf auth login`"
     )

@@ -70,6 +70,12 @@ def compute_sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def compute_file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 in hex of a file, read in pieces. Raises OSError."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def get_cache_folder() -> Path:
     """`HEADSTART_CACHE`, or the platform's folder for caches. It need not exist yet."""
     if chosen := os.environ.get("HEADSTART_CACHE"):

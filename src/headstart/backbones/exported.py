@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx
 
-from headstart._files import get_cache_folder, show_path, write_atomic
+from headstart._files import compute_file_sha256, get_cache_folder, show_path, write_atomic
 from headstart.backbones.catalog import RANDOM_WEIGHTS, Backbone, Layer
 from headstart.errors import BackboneError, require_torch
 from headstart.graph import PreprocessSpec
@@ -50,8 +50,7 @@ def _name_file(name: str, input_size_px: int | None, weights: str | None) -> Pat
         content = weights or "published"
     else:
         try:
-            with open(weights, "rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            content = compute_file_sha256(weights)
         except OSError as error:
             raise BackboneError(
                 f"The weights {show_path(weights)} cannot be read: {error.strerror}. Give a .safetensors or .pth file."

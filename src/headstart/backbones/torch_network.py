@@ -10,11 +10,12 @@ import timm
 import torch
 from timm.models import PretrainedCfg
 
+from headstart._files import compute_file_sha256
 from headstart.backbones.catalog import CATALOG, RANDOM_WEIGHTS, TIMM_PREFIX, TORCHVISION_NAMES
 from headstart.backbones.network_layers import NetworkLayer, list_aliases, list_layers
 from headstart.backbones.weights import fit_weights, load_lite_weights
 from headstart.backbones.weights_download import fetch_weights
-from headstart.backbones.weights_file import digest_weights, read_weights
+from headstart.backbones.weights_file import read_weights
 from headstart.errors import BackboneError, suggest
 from headstart.graph import PreprocessSpec
 
@@ -82,14 +83,14 @@ def load_network(
         source = RANDOM_SOURCE
     elif weights is not None:
         fit_weights(module, read_weights(Path(weights)), Path(weights))
-        digest, source = digest_weights(Path(weights)), f"the file {Path(weights).name}"
+        digest, source = compute_file_sha256(Path(weights)), f"the file {Path(weights).name}"
     elif name in CATALOG:
         load_lite_weights(module, name)
         digest, source = CATALOG[name].sha256, CATALOG[name].source
     else:
         file = fetch_weights(full_name)
         fit_weights(module, read_weights(file), file)
-        digest, source = digest_weights(file), get_source(cfg)
+        digest, source = compute_file_sha256(file), get_source(cfg)
     activations = tuple(child for child in module.modules() if getattr(child, "inplace", False))
     for activation in activations:
         activation.inplace = False  # a layer's output must still be there after the next layer ran

@@ -13,8 +13,7 @@ import torch.hub
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from headstart._files import get_cache_folder, show_path
-from headstart.backbones.weights_file import digest_weights
+from headstart._files import compute_file_sha256, get_cache_folder, show_path
 from headstart.errors import BackboneError, suggest
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # in timm's order
@@ -142,7 +141,7 @@ def _get_digest_in_name(file: Path) -> str | None:
 
 
 def _check_digest(file: Path, expected: str | None) -> None:
-    if expected and not (digest := digest_weights(file)).startswith(expected):
+    if expected and not (digest := compute_file_sha256(file)).startswith(expected):
         raise BackboneError(
             f"{show_path(str(file))} is not the published file: its SHA-256 is {digest}, expected {expected}. It was "
             f"damaged or changed on its way. Delete {show_path(str(file.resolve()))} and run the command again."

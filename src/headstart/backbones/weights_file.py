@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -135,9 +134,3 @@ def _check_tensors(state: dict[str, torch.Tensor], shown: str) -> None:
     if bad:
         more = f" and {len(bad) - _NUM_LISTED} more" if len(bad) > _NUM_LISTED else ""
         raise BackboneError(f"{shown} cannot be used: {', '.join(bad[:_NUM_LISTED])}{more}.")
-
-
-def digest_weights(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from headstart._files import _sync_folder, compute_sha256, say_os_error, show_path, write_atomic
+from headstart._files import _sync_folder, compute_file_sha256, compute_sha256, say_os_error, show_path, write_atomic
 from headstart.errors import ConfigError, DataError, HeadstartError
 
 FORMAT_VERSION = 1
@@ -146,8 +146,7 @@ def load_checkpoint(folder: Path, name: str) -> Checkpoint | None:
         raise _damage(path, f"it names {_show(tensor_file)} as its tensors")
     tensor_path = folder / tensor_file
     try:
-        with open(tensor_path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = compute_file_sha256(tensor_path)
     except OSError as error:
         raise _damage(tensor_path, say_os_error(error)) from None
     if found != digest:
