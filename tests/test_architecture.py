@@ -16,11 +16,11 @@ from drawn_pictures import run_python, write_shapes
 import headstart
 
 SOURCE = Path(headstart.__file__).parent
-PACKAGES = {"", "backbones", "heads", "finetuning", "recipes"}
+PACKAGES = {"", "backbones", "heads", "finetuning", "recipes", "insight", "report"}
 
 # A module imports from the rows above its own only.
 LAYERS = [
-    "errors recipes.recipe",
+    "errors recipes.recipe plots",
     "_files formats parallel graph metrics stats onnx_reader heads.fitting",
     "decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
     "backbones.weights_file heads.linear heads.dense public_datasets finetuning.augmentation finetuning.flip_check "
@@ -29,7 +29,7 @@ LAYERS = [
     "config splits data_check artifact features backbones.weights backbones.network_layers "
     "finetuning.augmentation_picture recipes.vgg16_dense100 "
     "recipes.vgg16_average recipes.inception_v3_mixed7 recipes.inception_v3_average recipes.resnet50_cifar10",
-    "cli_options heads.selection prediction summary terminal predictions_output backbones.torch_network finetuning.rows",
+    "cli_options heads.selection prediction report.content summary terminal predictions_output backbones.torch_network finetuning.rows",
     "heads.svm backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
     "backbones.exported finetuning.cut",
     "backbones.loading finetuning.model",

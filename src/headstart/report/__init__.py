@@ -1,0 +1,1 @@
+"""The page that shows what was learnt: one file, nothing loaded from outside."""
