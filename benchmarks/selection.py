@@ -22,12 +22,12 @@ from headstart.data_check import hash_images, leave_out, resolve_duplicates
 from headstart.dataset import scan_dataset
 from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, Picture, extract_features
+from headstart.heads.cached import fit_head
 from headstart.heads.fitting import fit_logistic
 from headstart.heads.linear import describe_layers
 from headstart.heads.selection import PENALTIES, _fit_projection
 from headstart.parallel import count_cpus
 from headstart.splits import assign_folds, split_dataset
-from headstart.training import fit_head
 
 _ROWS, _FEATURES, _CLASSES, _COMPONENTS, _FOLDS = 5000, 768, 50, 512, 5
 

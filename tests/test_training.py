@@ -18,7 +18,8 @@ import headstart
 from headstart.config import TrainSettings
 from headstart.dataset import ImageRecord
 from headstart.graph import PooledLayer
-from headstart.training import TrainingRecord, fit_head
+from headstart.heads.cached import fit_head
+from headstart.training import TrainingRecord
 
 TWO = ("checks", "stripes")
 

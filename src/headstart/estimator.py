@@ -16,9 +16,9 @@ from headstart.dataset import ImageRecord
 from headstart.errors import ConfigError, DataError, ImageError, raise_all
 from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, Picture, extract_features
+from headstart.heads.cached import compute_probs, fit_head, make_layout
 from headstart.parallel import count_cpus, map_bounded
 from headstart.pictures import PictureSource, hash_source, name_source
-from headstart.training import compute_probs, fit_head, make_layout
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Work in threads, with a bounded number of items under way."""
+"""Work in threads, with a bounded number of items under way; what those who wait are told."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total); total is 0 where it is not known."""
 
 _IN_FLIGHT_PER_THREAD = 16
 

@@ -11,8 +11,8 @@ from headstart.config import make_fit_settings
 from headstart.dataset import scan_dataset
 from headstart.errors import require_torch
 from headstart.finetuning.augmentation import find_preset
+from headstart.parallel import Progress
 from headstart.prediction import Classifier, load
-from headstart.training import Progress
 
 
 def finetune(

@@ -48,6 +48,30 @@ def build_efficientnet_lite(
     return _Writer(weights, preprocess).build(depth)
 
 
+def compute_stage_statistics(
+    weights: Mapping[str, np.ndarray], depth: float
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Stage to mean and standard deviation, float64 (C,) each, of its channels over the pictures of the pretraining.
+
+    A block ends in batch norm, whose outputs have mean `bias` and standard deviation `weight` there, and is added to
+    what came before: means add exactly, variances as if blocks were uncorrelated.
+    """
+    statistics, block = {}, 0
+    for number in range(1, len(_STAGES) + 1):
+        blocks = range(block, block + _count_repeats(number, depth))
+        biases = np.stack([weights[f"_blocks.{index}._bn2.bias"] for index in blocks]).astype(np.float64)
+        gains = np.stack([weights[f"_blocks.{index}._bn2.weight"] for index in blocks]).astype(np.float64)
+        statistics[f"stage{number}"] = (biases.sum(axis=0), np.sqrt((gains**2).sum(axis=0)))
+        block += len(blocks)
+    return statistics
+
+
+def _count_repeats(number: int, depth: float) -> int:
+    """Blocks of the stage of that number; the first and last do not grow with depth."""
+    repeats = _STAGES[number - 1].repeats
+    return math.ceil(repeats * depth) if 1 < number < len(_STAGES) else repeats
+
+
 class _Writer:
     def __init__(self, weights: Mapping[str, np.ndarray], preprocess: PreprocessSpec) -> None:
         self.weights = weights
@@ -61,8 +85,7 @@ class _Writer:
         self.convolve("_conv_stem", "_bn0", side=3, stride=2)
         block = 0
         for number, stage in enumerate(_STAGES, start=1):
-            inner = 1 < number < len(_STAGES)
-            for repeat in range(math.ceil(stage.repeats * depth) if inner else stage.repeats):
+            for repeat in range(_count_repeats(number, depth)):
                 self.add_block(
                     f"_blocks.{block}", stage, stride=stage.stride if repeat == 0 else 1, residual=repeat > 0
                 )

@@ -26,8 +26,7 @@ from headstart.finetuning.history import EpochRow, write_history
 from headstart.finetuning.mixing import draw_mix
 from headstart.finetuning.model import TopModel
 from headstart.finetuning.rows import Rows
-
-Progress = Callable[[str, int, int], None]
+from headstart.parallel import Progress
 
 _SECONDS_BETWEEN_SAVES = 30.0
 _VALIDATION_BATCH = 64

@@ -35,18 +35,19 @@ from headstart.finetuning.dense_training import Parameters, calibrate_head, desc
 from headstart.finetuning.flip_check import check_flip
 from headstart.finetuning.history import plot_history
 from headstart.finetuning.layer_table import LayerRow, list_layers
-from headstart.finetuning.loop import Part, Progress, fit_top
+from headstart.finetuning.loop import Part, fit_top
 from headstart.finetuning.model import Head, HeadModule, TopModel
 from headstart.finetuning.outcome import TuningRecord, compare, make_classifier
 from headstart.finetuning.rows import CachedRows, PixelRows, Rows
 from headstart.graph import PooledLayer
+from headstart.heads.cached import evaluate_head, fit_head, make_layout
 from headstart.heads.dense import DenseHead
 from headstart.heads.linear import LinearHead
-from headstart.parallel import count_cpus
+from headstart.parallel import Progress, count_cpus
 from headstart.pictures import load_picture
 from headstart.prediction import Classifier
 from headstart.splits import split_dataset
-from headstart.training import compute_fingerprint, evaluate_head, fit_head, make_layout
+from headstart.training import compute_fingerprint
 
 _FLIP_PICTURES = 300
 

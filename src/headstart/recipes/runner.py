@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from headstart.finetuning.dense_training import FitRecord
     from headstart.finetuning.history import EpochRow
     from headstart.finetuning.outcome import TuningRecord
-    from headstart.training import Progress, TrainingRecord
+    from headstart.parallel import Progress
+    from headstart.training import TrainingRecord
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from headstart.finetuning.dense_training import FitRecord
     from headstart.finetuning.outcome import TuningRecord
-    from headstart.training import Progress, TrainingRecord
+    from headstart.parallel import Progress
+    from headstart.training import TrainingRecord
 
 SCRATCH, FROZEN, TUNED = "from scratch", "frozen, new head", "fine-tuned"
 
