@@ -36,6 +36,7 @@ LAYERS = [
     "backbones.listing",
     "finetuning.loop",
     "finetuning.dense_training",
+    "backbone_choice",
     "training verification",
     "estimator finetuning.outcome",
     "finetuning.tuning",

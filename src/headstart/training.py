@@ -14,7 +14,9 @@ import numpy as np
 
 from headstart import __version__
 from headstart.artifact import ArtifactMetadata, build_artifact
-from headstart.backbones.catalog import Backbone
+from headstart.backbone_choice import DEFAULT_BUDGET_S, Trial, choose_backbone
+from headstart.backbones.catalog import Backbone, is_known_backbone, say_unknown_backbone
+from headstart.backbones.listing import list_at_hand
 from headstart.backbones.loading import load_backbone
 from headstart.config import FitSettings, TrainSettings, make_settings
 from headstart.data_check import (
@@ -68,6 +70,8 @@ class TrainingRecord:
     out_of_fold: Evaluation
     num_forward: int
     settings: TrainSettings
+    trials: tuple[Trial, ...] = ()
+    """What became of each backbone, the chosen one first, where there was a choice."""
 
     @property
     def parameters(self) -> Parameters | None:
@@ -92,15 +96,19 @@ def train(
     on_progress: Progress | None = None,
     fit: FitSettings | None = None,
     folder: Path | None = None,
+    budget_s: float | None = None,
     **settings: Any,
 ) -> Classifier:
     """Train a classifier on the pictures of `source` and evaluate it on the part that was put aside.
 
     `source` and the arguments up to `follow_links` are those of `scan_dataset`; `settings` those of TrainSettings. A
     dense head is trained as `fit` says; `folder` keeps its checkpoints and history, so that a stopped training goes on.
+    `backbone` may also be "auto", to choose from those whose weights are on this machine, or several names with commas
+    between them: they are tried first, in a time that leaves enough of `budget_s` for the training (default 60).
     Pictures that cannot be used are left out and listed in the classifier's `training.report`. Raises ConfigError for
     settings, DataError for the data as a whole.
     """
+    rivals, settings = _take_rivals(settings, budget_s)
     chosen = make_settings(settings)
     _check_kind(chosen, fit)
     progress = on_progress or (lambda stage, done, total: None)
@@ -113,6 +121,10 @@ def train(
     )
     dataset = split_dataset(resolve_duplicates(dataset), test_frac=chosen.test_frac, seed=chosen.seed)
     check_classes(dataset)  # a class that is too small is told before any network runs
+    trials: tuple[Trial, ...] = ()
+    if rivals:
+        trials = _try_backbones(rivals, dataset, chosen, budget_s or DEFAULT_BUDGET_S, progress)
+        chosen = replace(chosen, backbone=trials[0].backbone)
     backbone = load_backbone(chosen.backbone, chosen.input_size_px, chosen.weights)
     extractor = Extractor(backbone, layout=make_layout(backbone, chosen))
     if chosen.head == "dense":
@@ -148,11 +160,42 @@ def train(
             for name in ("validation", "test")
             if parts[name]
         }
-    record = TrainingRecord(report, head, selection, trained, evaluations, out_of_fold, extraction.num_forward, chosen)
+    record = TrainingRecord(
+        report, head, selection, trained, evaluations, out_of_fold, extraction.num_forward, chosen, trials
+    )
     progress("checking the classifier", 0, 0)
     metadata = make_metadata(dataset, extractor.backbone, record)
     data = build_artifact(build_classifier(extractor.backbone, head), metadata)
     return Classifier(metadata, data, training=record)
+
+
+def _take_rivals(settings: dict[str, Any], budget_s: float | None) -> tuple[list[str], dict[str, Any]]:
+    """The backbones to choose from, none where one is named, and the settings without them. Raises ConfigError."""
+    text = settings.get("backbone")
+    is_choice = isinstance(text, str) and (text == "auto" or "," in text)
+    if budget_s is not None and not is_choice:
+        raise ConfigError("A budget is for choosing a backbone. Use it with backbone 'auto', or with several names.")
+    if not is_choice:
+        return [], settings
+    if budget_s is not None and not budget_s > 0:
+        raise ConfigError(f"The budget is {budget_s!r} s. Expected a number above 0.")
+    if settings.get("weights") is not None:
+        raise ConfigError("`weights` is for one backbone. Name that backbone, or leave the weights out.")
+    names = list_at_hand() if text == "auto" else [name.strip() for name in str(text).split(",")]
+    raise_all(ConfigError, [say_unknown_backbone(name) for name in names if not is_known_backbone(name)])
+    return names, {name: value for name, value in settings.items() if name != "backbone"}
+
+
+def _try_backbones(
+    names: Sequence[str], dataset: ImageDataset, settings: TrainSettings, budget_s: float, progress: Progress
+) -> tuple[Trial, ...]:
+    if settings.head == "dense":  # compared by what a linear head makes of the same networks
+        settings = replace(settings, head="linear", layers="auto", hidden=(), dropout=())
+    records = [record for record in dataset.records if record.split == "train"]
+    with FeatureCache() as cache:
+        return choose_backbone(
+            names, records, len(dataset.classes), settings, cache, budget_s, len(dataset.records), progress
+        )
 
 
 def _check_kind(settings: TrainSettings, fit: FitSettings | None) -> None:

@@ -45,6 +45,17 @@ def load_exported(name: str, input_size_px: int | None = None, weights: str | No
     return _read(file)
 
 
+def list_kept() -> list[str]:
+    """Names of the networks whose graph, with the published weights at their own size, is kept."""
+    names = set()
+    for file in (get_cache_folder() / "backbones").glob("*.onnx"):
+        stem = file.stem.rpartition("-")[0]
+        for name in (stem, stem.replace("-", ":", 1)):
+            if _name_file(name, None, None) == file:
+                names.add(name)
+    return sorted(names)
+
+
 def _name_file(name: str, input_size_px: int | None, weights: str | None) -> Path:
     if weights is None or weights == RANDOM_WEIGHTS:
         content = weights or "published"

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from headstart.backbones.catalog import CATALOG, TIMM_PREFIX, TORCHVISION_NAMES
+from headstart.backbones.exported import list_kept
 from headstart.backbones.loading import load_backbone
 from headstart.errors import BackboneError, HeadstartError, require_torch
 from headstart.features import Extractor
@@ -60,6 +61,19 @@ def list_backbones(pattern: str = "") -> list[BackboneRow]:
     if not names:
         raise BackboneError(f"timm {timm.__version__} has no pretrained network that matches '{pattern}'.")
     return [_describe(name, f"{TIMM_PREFIX}{name}", len(names) <= _MAX_COUNTED) for name in names]
+
+
+def list_at_hand() -> list[str]:
+    """Names of the networks that need no download: weights or an exported graph are on this machine."""
+    names = [name for name, entry in CATALOG.items() if entry.find_weights() is not None]
+    kept = list_kept()
+    has_torch = find_spec("timm") is not None and find_spec("torch") is not None
+    tutorials = [
+        name
+        for name, full_name in TORCHVISION_NAMES.items()
+        if name in kept or (has_torch and _say_where(full_name) == "here")
+    ]
+    return [*names, *tutorials, *(name for name in kept if name.startswith(TIMM_PREFIX))]
 
 
 def _list_lite() -> list[BackboneRow]:
