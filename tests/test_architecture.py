@@ -31,7 +31,7 @@ LAYERS = [
     "recipes.vgg16_average recipes.inception_v3_mixed7 recipes.inception_v3_average recipes.resnet50_cifar10",
     "cli_options heads.selection prediction report.content summary terminal predictions_output backbones.torch_network finetuning.rows",
     "heads.svm backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
-    "backbones.exported finetuning.cut heads.cached insight.imagenet_distance",
+    "backbones.exported backbones.from_file finetuning.cut heads.cached insight.imagenet_distance insight.advice",
     "backbones.loading finetuning.model",
     "backbones.listing",
     "finetuning.loop",

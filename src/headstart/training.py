@@ -116,10 +116,7 @@ def train(
     dataset = scan_dataset(
         source, labels=labels, splits=splits, groups=groups, pattern=pattern, exclude=exclude, follow_links=follow_links
     )
-    dataset = hash_images(
-        dataset, num_threads=count_cpus(), on_progress=lambda done, total: progress("reading files", done, total)
-    )
-    dataset = split_dataset(resolve_duplicates(dataset), test_frac=chosen.test_frac, seed=chosen.seed)
+    dataset = prepare_dataset(dataset, chosen, progress)
     check_classes(dataset)  # a class that is too small is told before any network runs
     trials: tuple[Trial, ...] = ()
     if rivals:
@@ -167,6 +164,14 @@ def train(
     metadata = make_metadata(dataset, extractor.backbone, record)
     data = build_artifact(build_classifier(extractor.backbone, head), metadata)
     return Classifier(metadata, data, training=record)
+
+
+def prepare_dataset(dataset: ImageDataset, settings: TrainSettings, progress: Progress) -> ImageDataset:
+    """Hashed, without copies, and divided as the training divides it."""
+    dataset = hash_images(
+        dataset, num_threads=count_cpus(), on_progress=lambda done, total: progress("reading files", done, total)
+    )
+    return split_dataset(resolve_duplicates(dataset), test_frac=settings.test_frac, seed=settings.seed)
 
 
 def _take_rivals(settings: dict[str, Any], budget_s: float | None) -> tuple[list[str], dict[str, Any]]:

@@ -132,6 +132,20 @@ def evaluate_head(
     return make_evaluation(classes, records, probs)
 
 
+def read_features(
+    pictures: Sequence[str], layers: Sequence[PooledLayer], extractor: Extractor, cache: FeatureCache
+) -> np.ndarray:
+    """float32 (N, D): pooled layers side by side, of pictures (by SHA-256) whose features are cached."""
+    recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
+    width = sum(extractor.layout.count_features(pooled) for pooled in layers)
+    features = np.empty((len(pictures), width), np.float32)
+    for start in range(0, len(pictures), _ROWS_PER_READ):
+        rows = cache.read_features(recipe, pictures[start : start + _ROWS_PER_READ])
+        blocks = [extractor.layout.read_block(rows, pooled) for pooled in layers]
+        features[start : start + len(rows)] = np.concatenate(blocks, axis=1)
+    return features
+
+
 def compute_probs(
     head: LinearHead | DenseHead, pictures: Sequence[str], extractor: Extractor, cache: FeatureCache
 ) -> np.ndarray:
