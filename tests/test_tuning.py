@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import headstart
+from headstart.artifact import read_artifact
 from headstart.backbones.catalog import Backbone, Layer
 from headstart.backbones.loading import load_backbone
 from headstart.backbones.torch_network import TorchNetwork, create_model, load_network
@@ -32,10 +33,10 @@ from headstart.finetuning.tuning import (
     choose_fit_settings,
     choose_from_layer,
     compare,
-    read_head,
 )
 from headstart.graph import PooledLayer
 from headstart.heads.dense import DenseHead
+from headstart.heads.from_file import read_head
 from headstart.heads.linear import LinearHead
 from headstart.verification import verify_classifier
 
@@ -243,7 +244,7 @@ def test_the_head_is_read_from_the_file_as_it_was_saved(few: Path, tmp_path: Pat
     classifier = train(few, **settings)
     assert classifier.training is not None
     classifier.save(tmp_path / "model.onnx")
-    assert_same_head(read_head(headstart.load(tmp_path / "model.onnx")), classifier.training.head)
+    assert_same_head(read_head(*read_artifact(tmp_path / "model.onnx")), classifier.training.head)
 
 
 def test_the_head_of_a_sigmoid_is_read_from_the_file(few: Path) -> None:
@@ -253,7 +254,7 @@ def test_the_head_of_a_sigmoid_is_read_from_the_file(few: Path) -> None:
         few.with_name("pair"), head="dense", activation="sigmoid", hidden=(8, 4), fit=FitSettings(epochs=3)
     )
     assert classifier.training is not None
-    assert_same_head(read_head(classifier), classifier.training.head)
+    assert_same_head(read_head(classifier.metadata, classifier.data), classifier.training.head)
 
 
 def assert_same_head(found: LinearHead | DenseHead, expected: LinearHead | DenseHead) -> None:

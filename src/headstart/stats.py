@@ -38,7 +38,7 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
 
 
 def count_for_half_width(frac: float, half_width: float, confidence: float = CONFIDENCE) -> int:
-    """How many pictures give a proportion of about `frac` an interval of +/- `half_width` (the normal approximation)."""
+    """How many pictures give a proportion near `frac` an interval of +/- `half_width` (the normal approximation)."""
     _check_confidence(confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     return math.ceil(frac * (1 - frac) * (z / half_width) ** 2)

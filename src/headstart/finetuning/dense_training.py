@@ -22,8 +22,9 @@ from headstart.finetuning.augmentation import find_preset
 from headstart.finetuning.checkpoints import start_folder
 from headstart.finetuning.history import EpochRow, plot_history
 from headstart.finetuning.loop import Part, fit_top
-from headstart.finetuning.model import Head, HeadModule, TopModel, draw_dense_head
+from headstart.finetuning.model import HeadModule, TopModel, draw_dense_head
 from headstart.finetuning.rows import CachedRows
+from headstart.heads.from_file import Head
 from headstart.parallel import Progress
 from headstart.splits import assign_folds, get_split_key
 

@@ -14,9 +14,7 @@ from headstart.backbones.catalog import Layer
 from headstart.finetuning.cut import WHOLE, CutNetwork, pool_map
 from headstart.graph import PooledLayer
 from headstart.heads.dense import DenseHead
-from headstart.heads.linear import LinearHead
-
-Head = LinearHead | DenseHead
+from headstart.heads.from_file import Head
 
 
 class TopModel(torch.nn.Module):

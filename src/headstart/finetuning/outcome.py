@@ -15,7 +15,7 @@ from headstart.evaluation import Evaluation
 from headstart.finetuning.dense_training import Parameters
 from headstart.finetuning.history import EpochRow
 from headstart.finetuning.layer_table import LayerRow
-from headstart.finetuning.model import Head
+from headstart.heads.from_file import Head
 from headstart.heads.linear import build_classifier
 from headstart.prediction import Classifier
 from headstart.stats import mcnemar_exact

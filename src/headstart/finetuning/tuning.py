@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
 
 from headstart._files import compute_sha256, show_path
 from headstart.artifact import ArtifactMetadata
@@ -36,13 +34,13 @@ from headstart.finetuning.flip_check import check_flip
 from headstart.finetuning.history import plot_history
 from headstart.finetuning.layer_table import LayerRow, list_layers
 from headstart.finetuning.loop import Part, fit_top
-from headstart.finetuning.model import Head, HeadModule, TopModel
+from headstart.finetuning.model import HeadModule, TopModel
 from headstart.finetuning.outcome import TuningRecord, compare, make_classifier
 from headstart.finetuning.rows import CachedRows, PixelRows, Rows
 from headstart.graph import PooledLayer
 from headstart.heads.cached import evaluate_head, fit_head, make_layout
 from headstart.heads.dense import DenseHead
-from headstart.heads.linear import LinearHead
+from headstart.heads.from_file import Head, read_head
 from headstart.parallel import Progress, count_cpus
 from headstart.pictures import load_picture
 from headstart.prediction import Classifier
@@ -75,7 +73,7 @@ def tune(
         check_classes(dataset)
         train, validation, held_out = _divide(dataset.records, frozen.metadata, settings)
         fit = choose_fit_settings(len(train), frozen.metadata, settings)
-        own_head = read_head(frozen)
+        own_head = read_head(frozen.metadata, frozen.data)
         start = _get_start(own_head, train_settings, train, len(dataset.classes), extractor, cache, progress)
         notes = _list_notes(frozen, dataset, validation, fit)
 
@@ -273,24 +271,6 @@ def _make_logistic(head: Head) -> Head:
         return head
     coef, intercept = head.coef / head.temperature, head.intercept / head.temperature
     return replace(head, coef=coef, intercept=intercept, temperature=1.0, kind="linear")
-
-
-def read_head(classifier: Classifier) -> Head:
-    """The head of a classifier, from the constants in its graph."""
-    facts = classifier.metadata.head
-    model = onnx.load_model_from_string(classifier.data)
-    arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name.startswith("head.")}
-    layers = tuple(PooledLayer(name, grid) for name, grid in facts["layers"])
-    temperature = facts["temperature"]
-    if facts.get("kind") != "dense":
-        coef, intercept = arrays["head.coef"] * temperature, arrays["head.intercept"] * temperature
-        return LinearHead(layers, coef, intercept, facts["penalty"] or 0.0, temperature, facts.get("kind", "linear"))
-    weights = [(arrays[f"head.{i}.coef"], arrays[f"head.{i}.intercept"]) for i in range(len(facts["hidden"]))]
-    coef, bias = arrays["head.output.coef"] * temperature, arrays["head.output.intercept"] * temperature
-    if facts["activation"] == "sigmoid":
-        coef, bias = coef[:, 1:], bias[1:]
-    dropout = tuple(facts.get("dropout", ()))
-    return DenseHead(layers, facts["pooling"], (*weights, (coef, bias)), facts["activation"], temperature, dropout)
 
 
 def _digest_head(head: Head) -> str:
