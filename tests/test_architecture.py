@@ -36,7 +36,7 @@ LAYERS = [
     "backbones.listing",
     "finetuning.loop",
     "finetuning.dense_training",
-    "backbone_choice insight.advice",
+    "backbone_choice insight.advice insight.subject",
     "training verification",
     "estimator finetuning.outcome",
     "finetuning.tuning",

@@ -125,3 +125,11 @@ def test_mcnemar_refuses_other_arrays(other: list[bool]) -> None:
 )  # fmt: skip
 def test_percent_never_rounds_to_certainty(frac: float | None, text: str) -> None:
     assert stats.format_percent(frac) == text
+
+
+@pytest.mark.parametrize(("frac", "half_width", "expected"), [(0.5, 0.01, 9600), (0.05, 0.01, 1825), (0.0, 0.01, 189)])
+def test_count_for_half_width_is_the_first_that_is_enough(frac: float, half_width: float, expected: int) -> None:
+    count = stats.count_for_half_width(frac, half_width)
+    assert count == pytest.approx(expected, rel=0.02)
+    low, high = stats.wilson_interval(round(frac * count), count)
+    assert (high - low) / 2 <= half_width

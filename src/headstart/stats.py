@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable
 from statistics import NormalDist
@@ -38,10 +39,16 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
 
 
 def count_for_half_width(frac: float, half_width: float, confidence: float = CONFIDENCE) -> int:
-    """How many pictures give a proportion near `frac` an interval of +/- `half_width` (the normal approximation)."""
-    _check_confidence(confidence)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return math.ceil(frac * (1 - frac) * (z / half_width) ** 2)
+    """How many pictures give a proportion of about `frac` a Wilson interval of at most +/- `half_width`, above 0."""
+
+    def is_enough(n: int) -> bool:
+        low, high = wilson_interval(round(frac * n), n, confidence)
+        return high - low <= 2 * half_width
+
+    most = 1
+    while not is_enough(most):
+        most *= 2
+    return bisect.bisect_left(range(most + 1), True, lo=1, key=is_enough)
 
 
 def bootstrap_interval(

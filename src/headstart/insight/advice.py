@@ -33,9 +33,10 @@ class Findings:
     """What is known when advice is asked for; None where it was not measured. Errors are fractions, 0 .. 1.
 
     `model` and `source` are the arguments for the commands, ready for a shell. `error`, with its interval, is that of
-    unseen pictures (n of them); `train_error` and `out_of_fold_error` are on the training pictures. `twice` is the
-    forecast error with twice the pictures, with its range. `top_gain` is what the chosen layers gain over the top one
-    in cross-validation. `num_leaking` counts test pictures with a near-copy among the training pictures.
+    unseen pictures (n of them); `train_error` and `out_of_fold_error` are on the training pictures. `now` and
+    `twice` are the learning curve's errors with these and with twice the pictures, with their ranges. `top_gain` is
+    what the chosen layers gain over the top one in cross-validation. `num_leaking` counts test pictures with a
+    near-copy among the training pictures.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Findings:
     error: tuple[float, float, float] | None
     train_error: float | None = None
     out_of_fold_error: float | None = None
+    now: tuple[float, float, float] | None = None
     twice: tuple[float, float, float] | None = None
     target_error: float | None = None
     worst_classes: tuple[ClassError, ...] = ()
@@ -101,16 +103,16 @@ def _lower_error(findings: Findings) -> Iterator[Advice]:
             f"They gain {format_percent(findings.top_gain)} points over the top layer in cross-validation"
             + (": these pictures are unlike ImageNet's." if _is_far(findings) else "."),
         )
-    yield from _ask_for_pictures(findings, error)
+    yield from _ask_for_pictures(findings)
     yield from _ask_for_tuning(findings, error, wanted)
 
 
-def _ask_for_pictures(findings: Findings, error: float) -> Iterator[Advice]:
-    if findings.twice is None or error - findings.twice[0] <= findings.difference / 2:
+def _ask_for_pictures(findings: Findings) -> Iterator[Advice]:
+    if findings.now is None or findings.twice is None or findings.now[0] - findings.twice[0] <= findings.difference / 2:
         return
     value, low, high = (format_percent(each) for each in findings.twice)
     reason = (
-        f"With twice the pictures the error is expected to fall from {format_percent(error)} % to {value} % "
+        f"With twice the pictures the error is expected to fall from {format_percent(findings.now[0])} % to {value} % "
         f"(between {low} and {high})."
     )
     gaining = [each for each in findings.worst_classes if each.error_with_twice is not None]

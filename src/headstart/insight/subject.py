@@ -1,0 +1,205 @@
+"""A classifier together with its pictures, whose features are cached: what every question about it is asked of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from headstart.backbones.catalog import Backbone
+from headstart.backbones.from_file import read_backbone
+from headstart.backbones.loading import load_backbone
+from headstart.config import TrainSettings
+from headstart.data_check import DataReport, check_pictures, leave_out
+from headstart.dataset import ImageDataset, ImageRecord
+from headstart.decode import ImageFacts
+from headstart.errors import DataError, HeadstartError, raise_all, suggest
+from headstart.evaluation import Evaluation
+from headstart.feature_cache import FeatureCache
+from headstart.features import Extractor, Picture, extract_features, get_top_layer
+from headstart.graph import PooledLayer
+from headstart.heads.cached import evaluate_head, fit_head, make_evaluation, make_layout, read_features
+from headstart.heads.from_file import Head, read_head
+from headstart.heads.linear import LinearHead
+from headstart.heads.selection import CandidateScore
+from headstart.parallel import Progress
+from headstart.prediction import Classifier
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """`data` holds the pictures with their splits, classes numbered as the classifier does.
+
+    `evaluation` is of the part that nothing was chosen by, None where there is none; `out_of_fold` of the training
+    pictures, each predicted by a fit that did not see it, None where the network itself was trained on them.
+    `scores` are the candidates of the choice of layers, where it was made in this run.
+    """
+
+    classifier: Classifier
+    settings: TrainSettings
+    data: DataReport
+    facts: dict[str, ImageFacts]
+    head: Head
+    extractor: Extractor
+    cache: FeatureCache
+    evaluation: Evaluation | None
+    out_of_fold: Evaluation | None
+    num_forward: int
+    scores: tuple[CandidateScore, ...] = ()
+    records: dict[str, list[ImageRecord]] = field(default_factory=dict)
+
+    @property
+    def is_tuned(self) -> bool:
+        return is_tuned(self.classifier)
+
+    @property
+    def tested(self) -> list[ImageRecord]:
+        """The pictures of `evaluation`."""
+        return self.records["test"] or self.records["validation"]
+
+    def read_top(self, records: Sequence[ImageRecord]) -> np.ndarray:
+        """float32 (N, C): the top layer's means, in which pictures of a kind lie together."""
+        return self.read(records, get_top_layer(self.extractor.layout))
+
+    def read(self, records: Sequence[ImageRecord], layers: Sequence[PooledLayer]) -> np.ndarray:
+        return read_features([record.sha256 for record in records], layers, self.extractor, self.cache)
+
+
+def is_tuned(classifier: Classifier) -> bool:
+    """Whether the network inside was fine-tuned on the training pictures."""
+    return classifier.metadata.settings.get("finetune", {}).get("kept") == "tuned"
+
+
+def read_settings(classifier: Classifier) -> TrainSettings:
+    """The settings of the training, as far as the file tells them. Raises DataError for a foreign file."""
+    told = classifier.metadata.settings
+    if not classifier.metadata.format_version:
+        raise DataError(
+            "The classifier is a foreign ONNX file, which does not say how it was trained. headstart evaluate "
+            "measures it."
+        )
+    known = {item.name: told[item.name] for item in fields(TrainSettings) if item.name in told}
+    lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+    return TrainSettings(**{**known, **lists})
+
+
+def open_subject(
+    classifier: Classifier, dataset: ImageDataset, cache: FeatureCache, progress: Progress, scores: Any = ()
+) -> Subject:
+    """The classifier with the pictures of its training, or with others of the same classes.
+
+    `dataset` is hashed and divided as the training divides it. Features that are not cached are computed; linear heads
+    are fitted again for the predictions out of fold, which takes a second. Raises DataError when the classes differ.
+    """
+    settings = read_settings(classifier)
+    dataset = _number_classes(dataset, classifier.classes)
+    extractor = _open_extractor(classifier, settings)
+    pictures = [Picture(record.sha256, record.path) for record in dataset.records]
+    extraction = extract_features(
+        pictures, extractor, cache, lambda done, total: progress("extracting features", done, total)
+    )
+    dataset = leave_out(dataset, extraction.failures)
+    spec = extractor.backbone.preprocess
+    data = check_pictures(dataset, extraction.facts, spec.crop_frac, spec.input_size_px)
+    records = {name: [record for record in dataset.records if record.split == name] for name in SPLITS}
+    head = read_head(classifier.metadata, classifier.data)
+    held_out = records["test"] or records["validation"]
+    progress("evaluating", 0, 0)
+    return Subject(
+        classifier=classifier,
+        settings=settings,
+        data=data,
+        facts=extraction.facts,
+        head=head,
+        extractor=extractor,
+        cache=cache,
+        evaluation=evaluate_head(head, held_out, classifier.classes, extractor, cache) if held_out else None,
+        out_of_fold=_predict_out_of_fold(classifier, settings, head, records["train"], extractor, cache, progress),
+        num_forward=extraction.num_forward,
+        scores=tuple(scores),
+        records=records,
+    )
+
+
+def open_trained(classifier: Classifier, cache: FeatureCache) -> Subject:
+    """The same for a classifier that was trained in this process: nothing is computed again."""
+    record: Any = classifier.training
+    settings, dataset = record.settings, record.report.dataset
+    extractor = _open_extractor(classifier, settings)
+    records = {name: [each for each in dataset.records if each.split == name] for name in SPLITS}
+    pictures = [Picture(each.sha256, each.path) for each in dataset.records]
+    extraction = extract_features(pictures, extractor, cache)
+    selection = getattr(record, "selection", None)
+    out_of_fold = None if is_tuned(classifier) else getattr(record, "out_of_fold", None)
+    return Subject(
+        classifier=classifier,
+        settings=settings,
+        data=record.report,
+        facts=extraction.facts,
+        head=read_head(classifier.metadata, classifier.data),
+        extractor=extractor,
+        cache=cache,
+        evaluation=record.evaluation,
+        out_of_fold=out_of_fold,
+        num_forward=record.num_forward,
+        scores=selection.scores if selection else (),
+        records=records,
+    )
+
+
+def _number_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
+    """The same pictures, labels numbered as in `classes`. Raises DataError that lists all unknown classes."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    raise_all(
+        DataError,
+        [
+            f"The classifier has no class '{name}'.{suggest(name, classes)} Rename the class, or leave it out with --exclude."
+            for name in dataset.classes
+            if name not in numbers
+        ],
+    )
+    labels = [numbers[name] for name in dataset.classes]
+    records = tuple(replace(record, label=labels[record.label]) for record in dataset.records)
+    return replace(dataset, classes=classes, records=records)
+
+
+def _open_extractor(classifier: Classifier, settings: TrainSettings) -> Extractor:
+    """The one of the training, whose features are cached, where its network can be had; else the file's own."""
+    backbone = _load_same(classifier, settings)
+    if backbone is not None:
+        return Extractor(backbone, layout=make_layout(backbone, settings))
+    return Extractor(read_backbone(classifier.metadata, classifier.data))
+
+
+def _load_same(classifier: Classifier, settings: TrainSettings) -> Backbone | None:
+    if is_tuned(classifier):
+        return None
+    try:
+        backbone = load_backbone(settings.backbone, settings.input_size_px, settings.weights)
+    except HeadstartError:  # weights from a file that is elsewhere, or a package that is not installed
+        return None
+    return backbone if backbone.sha256 == classifier.metadata.backbone["sha256"] else None
+
+
+def _predict_out_of_fold(
+    classifier: Classifier,
+    settings: TrainSettings,
+    head: Head,
+    records: list[ImageRecord],
+    extractor: Extractor,
+    cache: FeatureCache,
+    progress: Progress,
+) -> Evaluation | None:
+    if is_tuned(classifier) or not records:
+        return None
+    if isinstance(head, LinearHead):
+        settings, layers = replace(settings, penalty=head.penalty), head.layers
+    else:  # a linear head on the means of the same layer stands in for the dense one
+        settings = replace(settings, head="linear", hidden=(), dropout=(), layers="auto")
+        layers = (PooledLayer(head.layers[0].layer, 1),)
+    selection = fit_head(records, len(classifier.classes), extractor, cache, settings, progress, candidates=[layers])
+    return make_evaluation(classifier.classes, records, selection.out_of_fold_probs)
