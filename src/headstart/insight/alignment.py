@@ -89,7 +89,8 @@ def _measure(first: FloatArray, second: FloatArray, place: FloatArray) -> Agreem
     parts = []
     for channel in range(3):
         one, other = (
-            fine @ levels[..., channel] @ fine.T - coarse @ levels[..., channel] @ coarse.T for levels in (first, second)
+            fine @ levels[..., channel] @ fine.T - coarse @ levels[..., channel] @ coarse.T
+            for levels in (first, second)
         )
         one = read_y @ one @ read_x
         one, other = (
@@ -98,7 +99,7 @@ def _measure(first: FloatArray, second: FloatArray, place: FloatArray) -> Agreem
         parts.append(np.stack([one * other, one * one, other * other]))
     # (3, P, tiles, side, tiles, side): sums of products over each tile, of all channels
     side = SIZE_PX // _NUM_TILES
-    tiled = sum(parts).reshape(3, len(first), _NUM_TILES, side, _NUM_TILES, side).sum(axis=(3, 5))
+    tiled = np.sum(parts, axis=0).reshape(3, len(first), _NUM_TILES, side, _NUM_TILES, side).sum(axis=(3, 5))
     noise = 3 * _NOISE_VARIANCE * inside.reshape(len(first), _NUM_TILES, side, _NUM_TILES, side).sum(axis=(2, 4))
     sums = tiled.sum(axis=(2, 3))
     whole_noise = noise.sum(axis=(1, 2))
