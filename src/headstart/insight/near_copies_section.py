@@ -17,7 +17,8 @@ from headstart.insight.near_copies import MIN_CORRELATION, TOO_SMALL_PX, NearCop
 from headstart.report.content import Gallery, GalleryItem, Neighbour, Section, Table
 from headstart.stats import format_percent, wilson_interval
 
-_MAX_SHOWN = 200
+_MAX_SHOWN, _MAX_BESIDE, _MAX_TOLD = 200, 12, 3
+_ORDER = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +153,14 @@ def _tabulate_pairs(copies: NearCopies, records: Sequence[ImageRecord]) -> Table
     """Pairs by where the two pictures are; of kinds, the numbers."""
     where: defaultdict[str, list[NearCopy]] = defaultdict(list)
     for pair in copies.pairs:
-        splits = sorted({records[row].split or "" for row in (pair.first, pair.second)})
-        where[" and ".join(splits) if len(splits) > 1 else f"within {splits[0]}".rstrip()].append(pair)
+        splits = {records[row].split or "all" for row in (pair.first, pair.second)}
+        named = [split for split in _ORDER if split in splits] or ["all"]
+        where[" and ".join(named) if len(named) > 1 or named == ["all"] else f"within {named[0]}"].append(pair)
     rows = []
     for place, pairs in sorted(where.items(), key=lambda entry: (entry[0].startswith("within"), entry[0])):
         num_conflicts = sum(_is_conflict(pair, records) for pair in pairs)
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(pair.kind for pair in pairs).most_common())
-        rows.append(("all" if place == "within" else place, f"{len(pairs):,}", f"{num_conflicts:,}", kinds))
+        rows.append((place, f"{len(pairs):,}", f"{num_conflicts:,}", kinds))
     return Table(("Where", "Pairs", "With different labels", "Kinds"), tuple(rows), numeric=(1, 2))
 
 
@@ -199,7 +201,9 @@ def _make_item(
     row: int, pairs: Sequence[NearCopy], records: Sequence[ImageRecord], classes: Sequence[str]
 ) -> GalleryItem:
     ranked = sorted(pairs, key=lambda pair: _rank(pair, records))
-    said = "; ".join(_say_pair(pair, records, classes) for pair in ranked)
+    said = "; ".join(_say_pair(pair, records, classes) for pair in ranked[:_MAX_TOLD])
+    if len(ranked) > _MAX_TOLD:
+        said += f"; and {len(ranked) - _MAX_TOLD} more"
     split = records[row].split
     return GalleryItem(
         records[row].path,
@@ -207,7 +211,8 @@ def _make_item(
         records[row].label,
         note=f"{f'in {split}, ' if split else ''}near-copies: {said}",
         neighbours=tuple(
-            Neighbour(records[pair.second].path, records[pair.second].label, pair.similarity) for pair in ranked
+            Neighbour(records[pair.second].path, records[pair.second].label, pair.similarity)
+            for pair in ranked[:_MAX_BESIDE]
         ),
     )
 
