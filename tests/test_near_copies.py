@@ -95,7 +95,7 @@ def test_threads_change_nothing_and_progress_reaches_its_end(planted: tuple[list
 
 
 def test_far_features_are_not_read(planted: tuple[list[Picture], np.ndarray]) -> None:
-    pictures, features = planted
+    pictures, _ = planted
     missing = [Picture(picture.sha256, "none.jpg") for picture in pictures[:30]]
     apart = np.random.default_rng(1).random((30, 400)).astype(np.float32)
     assert find_near_copies(missing, apart).num_candidates == 0
@@ -223,7 +223,8 @@ def test_accuracy_without_copies() -> None:
     assert (found.all.num_correct, found.all.num_pictures, found.all.value) == (3, 5, 0.6)
     assert (found.without.num_correct, found.without.num_pictures) == (1, 3)
     assert (found.copied.num_correct, found.copied.num_pictures, found.copied.value) == (2, 2, 1.0)
-    assert found.without.low is not None and found.without.high is not None
+    assert found.without.low is not None
+    assert found.without.high is not None
     assert 0.05 < found.without.low < 1 / 3 < found.without.high < 0.8
     assert compare_without(evaluation, np.zeros(5, bool)).copied.value is None
     for wrong in (np.zeros(4, bool), np.zeros(5, int)):
@@ -236,7 +237,8 @@ def test_the_section_counts_within_and_across_splits() -> None:
     comparison = compare_without(evaluation, np.array([True, True, False, False, False]))
     section = describe_near_copies(COPIES, RECORDS, ("cat", "dog"), comparison)
     text = " ".join(section.paragraphs)
-    assert "7 of 8 pictures have a near-copy" in text and "3 groups" in text
+    assert "7 of 8 pictures have a near-copy" in text
+    assert "3 groups" in text
     assert "1 group of near-copies has different labels" in text
     assert "2 of 5 test pictures have a near-copy among the training pictures" in text
     assert "60.0 % (23.1 to 88.2) of 5 with them and 33.3 % (6.1 to 79.2) of 3 without them" in text
@@ -275,7 +277,8 @@ def test_each_copy_is_shown_once_and_long_lists_are_cut() -> None:
     records = [ImageRecord(f"{number}.jpg", 0) for number in range(20)]
     section = describe_near_copies(copies, records, ("cat", "dog"))
     ((item,),) = (gallery.items for gallery in section.galleries)
-    assert item.note.endswith("and 16 more") and len(item.neighbours) == 12
+    assert item.note.endswith("and 16 more")
+    assert len(item.neighbours) == 12
     assert section.tables[0].rows == (("all", "190", "0", "same view 190"),)
 
 
@@ -283,8 +286,10 @@ def test_nothing_found_is_said_and_what_was_not_judged() -> None:
     none = NearCopies(8, 0, (), (), 0.98, too_small=(1, 2), unread=(3,))
     section = describe_near_copies(none, RECORDS, ("cat", "dog"), compare_without(make_evaluation((True,)), [False]))
     text = " ".join(section.paragraphs)
-    assert text.startswith("No near-copies") and "2 pictures under 24 pixels" in text
-    assert "correlation of 0.980 instead of 0.85" in text and "the first is 3.jpg" in text
+    assert text.startswith("No near-copies")
+    assert "2 pictures under 24 pixels" in text
+    assert "correlation of 0.980 instead of 0.85" in text
+    assert "the first is 3.jpg" in text
     assert (section.tables, section.galleries) == ((), ())
 
 

@@ -31,7 +31,8 @@ def test_the_nearest_are_found_whatever_the_parts(
     queries, features = rng.random((23, 6), np.float32), rng.random((50, 6), np.float32) + 1
     rows, similarities = find_neighbours(queries, features, 4)
     expected = search_plainly(queries, features)
-    assert rows.dtype == np.int64 and similarities.dtype == np.float32
+    assert rows.dtype == np.int64
+    assert similarities.dtype == np.float32
     np.testing.assert_array_equal(rows, np.argsort(-expected, axis=1)[:, :4])
     np.testing.assert_allclose(similarities, -np.sort(-expected, axis=1)[:, :4], atol=1e-5)
 
