@@ -14,6 +14,7 @@ from headstart.dataset import ImageRecord
 from headstart.errors import DataError
 from headstart.evaluation import Evaluation
 from headstart.features import Picture
+from headstart.insight import near_copies
 from headstart.insight.near_copies import NearCopies, NearCopy, find_near_copies
 from headstart.insight.near_copies_section import compare_without, describe_near_copies
 from headstart.pictures import hash_source
@@ -92,6 +93,19 @@ def test_threads_change_nothing_and_progress_reaches_its_end(planted: tuple[list
     assert one == find_near_copies(pictures, features, 3)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1][0] == told[-1][1]
+
+
+def test_many_pictures_are_searched_by_components(
+    planted: tuple[list[Picture], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, features = planted
+    expected = find_near_copies(pictures, features)
+    monkeypatch.setattr(near_copies, "_MANY_PICTURES", 34)
+    monkeypatch.setattr(near_copies, "_NUM_COMPONENTS", 25)
+    monkeypatch.setattr(near_copies, "_ROWS_AT_ONCE", 10)
+    found = find_near_copies(pictures, features.astype(np.float16))
+    assert found.groups == expected.groups
+    assert found.pairs[0].similarity != expected.pairs[0].similarity
 
 
 def test_far_features_are_not_read(planted: tuple[list[Picture], np.ndarray]) -> None:

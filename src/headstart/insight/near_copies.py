@@ -40,6 +40,7 @@ _MIRROR_GAIN = 0.02  # a symmetric picture is not called mirrored
 # 1 may be lacking. Photos have 0.3 and are not touched; of digits drawn large, 0.92, 2 instead of 27 pairs are false.
 _NUM_CONTROLS, _USUAL, _FRAC_OF_USUAL = 100, 0.95, 0.25
 _PAIRS_AT_ONCE = 64
+_MANY_PICTURES, _NUM_COMPONENTS, _ROWS_AT_ONCE = 20_000, 256, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ class NearCopy:
     """Two pictures, numbered in the order given, `first` < `second`, that show the same photo.
 
     `kind` is "same view", "cropped", "mirrored" or "mirrored and cropped"; `correlation` of the pixels where they
-    overlap, 0.85 .. 1; `similarity` is the cosine of their centred features, -1 .. 1.
+    overlap, 0.85 .. 1; `similarity` is the cosine of their centred features, -1 .. 1; of the features'
+    256 principal components where there are more than 20,000 pictures.
     """
 
     first: int
@@ -100,8 +102,9 @@ def find_near_copies(
     from another picture that is alike, so they are listed and not judged. How alike the pixels of mere neighbours are
     is measured on 100 pairs; where that is much, as with drawings of digits, more is asked of near-copies.
 
-    Only candidates are read. The search takes time in proportion to N² (a multiply-add for each feature) and memory to
-    N. `on_progress` gets (done, total), counting the pictures to read and the pairs to compare.
+    Only candidates are read. The search takes time in proportion to N² and memory to N; above 20,000 pictures it looks
+    at principal components, which brings together as many near-copies and half as many others again.
+    `on_progress` gets (done, total), counting the pictures to read and the pairs to compare.
     Raises DataError where `features` does not fit.
     """
     if features.ndim != 2 or len(features) != len(pictures):
@@ -164,6 +167,8 @@ def find_near_copies(
 def _find_candidates(features: npt.NDArray[np.floating]) -> tuple[IntArray, npt.NDArray[np.float32], IntArray]:
     """Pairs (P, 2), sorted, each row ascending, their similarities (P,); and control pairs that are no candidates."""
     rows = np.arange(len(features))
+    if len(features) > _MANY_PICTURES:
+        features = _project(features)
     neighbours, similarities = find_neighbours(features, features, _NUM_NEIGHBOURS, own_rows=rows)
     limits = np.full(len(features), -1.0, np.float32)  # of a few pictures all neighbours are looked at
     if len(features) > 2 * _NUM_NEIGHBOURS:
@@ -176,6 +181,15 @@ def _find_candidates(features: npt.NDArray[np.floating]) -> tuple[IntArray, npt.
     free = np.flatnonzero(~near[:, -1])
     free = free[np.linspace(0, len(free) - 1, min(len(free), _NUM_CONTROLS)).astype(np.int64)]
     return pairs, similarities[near][chosen], np.stack([free, neighbours[free, -1]], axis=1)
+
+
+def _project(features: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """The leading principal components (N, 256), of the spread of 5,000 to 10,000 rows."""
+    sample = features[:: max(1, len(features) // 5_000)].astype(np.float32)
+    sample -= sample.mean(axis=0)
+    components = np.linalg.eigh(sample.T @ sample)[1][:, -_NUM_COMPONENTS:]
+    starts = range(0, len(features), _ROWS_AT_ONCE)
+    return np.concatenate([features[start : start + _ROWS_AT_ONCE].astype(np.float32) @ components for start in starts])
 
 
 def _read_thumbnail(picture: Picture) -> tuple[Thumbnails, int] | None:
