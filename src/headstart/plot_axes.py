@@ -1,0 +1,320 @@
+"""Ranges, ticks and places of labels in a plot: reckoned once, so that the page and matplotlib show the same."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import Literal
+
+from headstart._files import show_path
+from headstart.plots import Line, Mark, Plot
+from headstart.stats import format_percent
+
+# The colour-blind can tell them apart, and each has a contrast of at least 3 against white and against near-black.
+COLORS = ("#4269d0", "#d55e00", "#009e73", "#b5548f", "#8a6d00", "#0e8fb3")
+FONT_PX = 13
+MAX_MARKED = 40  # points of a line that are drawn one by one
+_MAX_NAME_CHARS = 60
+_LARGEST = 1e300  # beyond it the span of an axis would be infinite
+_MARGIN_FRAC = 0.04
+_MAX_OBSTACLES = 600  # so that the search for places of labels stays fast
+
+Anchor = Literal["start", "middle", "end"]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """From `low` to `high`, with a label for each of the `ticks`."""
+
+    low: float
+    high: float
+    is_log: bool
+    ticks: tuple[float, ...]
+    labels: tuple[str, ...]
+
+    def locate(self, value: float) -> float:
+        """Where `value` lies: 0 at `low`, 1 at `high`, beyond them outside; nan where it cannot be drawn."""
+        if not _can_draw(value, self.is_log):
+            return math.nan
+        low, high, value = (math.log10(each) if self.is_log else each for each in (self.low, self.high, value))
+        return (value - low) / (high - low)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A text beside the place (`x`, `y`), fractions of the axes from the lower left corner.
+
+    Its base line starts, ends or is centred (`anchor`) `dx_px` to the right and `dy_px` below that place.
+    """
+
+    text: str
+    x: float
+    y: float
+    dx_px: float
+    dy_px: float
+    anchor: Anchor
+
+
+def make_axes(plot: Plot, width_px: float, height_px: float) -> tuple[Axis, Axis]:
+    """The axes of `plot` for an area of this size, which sets the number of ticks."""
+    x_values = [mark.value for mark in plot.marks if mark.kind == "vertical"]
+    y_values = [mark.value for mark in plot.marks if mark.kind == "horizontal"]
+    bars = [line for line in plot.lines if line.style == "bars"]
+    for line in plot.lines:
+        half = compute_bar_width(line) / 2 if line in bars else 0.0
+        x_values += [x + side for x in line.x for side in (-half, half)]
+        y_values += [*line.y, *line.low, *line.high]
+    if bars:
+        y_values.append(0.0)
+    is_log = plot.x_scale == "log"
+    low, high = _choose_range(
+        x_values, plot.x_range, is_log=is_log, is_percent=plot.x_is_percent, is_whole=plot.x_is_whole
+    )
+    bottom, top = _choose_range(y_values, plot.y_range, is_log=False, is_percent=plot.y_is_percent, is_whole=False)
+    if bars and plot.y_range is None:  # they stand on the axis
+        bottom, top = bottom if any(y < 0 for y in y_values) else 0.0, top if any(y > 0 for y in y_values) else 0.0
+        top = top if bottom < top else 1.0
+    num_x, num_y = (max(2, min(10, int(size / spacing))) for size, spacing in ((width_px, 65), (height_px, 30)))
+    x_axis = _make_axis((low, high), num_x, is_log=is_log, is_percent=plot.x_is_percent, is_whole=plot.x_is_whole)
+    return x_axis, _make_axis((bottom, top), num_y, is_log=False, is_percent=plot.y_is_percent)
+
+
+def compute_bar_width(line: Line) -> float:
+    """The smallest distance between two of its `x`; 1 where there is none."""
+    xs = sorted({x for x in line.x if _can_draw(x, False)})
+    return min((b - a for a, b in pairwise(xs)), default=1.0)
+
+
+def find_runs(line: Line, axis: Axis, columns: Sequence[Sequence[float]]) -> list[list[int]]:
+    """The point numbers of `line` in stretches without a gap: x and all of `columns` can be drawn."""
+    runs: list[list[int]] = [[]]
+    for i, x in enumerate(line.x):
+        if math.isnan(axis.locate(x)) or not all(_can_draw(column[i], False) for column in columns):
+            runs.append([])
+        else:
+            runs[-1].append(i)
+    return [run for run in runs if run]
+
+
+def has_whiskers(line: Line) -> bool:
+    """Whether its interval is drawn at every point by itself: a band of one point would not be seen."""
+    return line.style in ("points", "bars") or len(line.x) == 1
+
+
+def sample_mark(mark: Mark, x_axis: Axis, y_axis: Axis) -> list[tuple[float, float]]:
+    """Points (x, y) of the mark within the axes, to be joined."""
+    if mark.kind == "horizontal":
+        inside = y_axis.low <= mark.value <= y_axis.high
+        return [(x_axis.low, mark.value), (x_axis.high, mark.value)] if inside else []
+    if mark.kind == "vertical":
+        inside = x_axis.low <= mark.value <= x_axis.high
+        return [(mark.value, y_axis.low), (mark.value, y_axis.high)] if inside else []
+    low, high = max(x_axis.low, y_axis.low), min(x_axis.high, y_axis.high)
+    if low >= high:
+        return []
+    num_steps = 64 if x_axis.is_log else 1  # on a log axis it is a curve
+    return [(value, value) for value in (low + (high - low) * i / num_steps for i in range(num_steps + 1))]
+
+
+def list_legend(plot: Plot) -> list[tuple[int, bool, str]]:
+    """Number of the line, whether the entry is about its band, and the name; nothing where all is said by the axis."""
+    entries = []
+    for number, line in enumerate(plot.lines):
+        entries += [(number, False, line.name), (number, True, line.band_name)]
+    entries = [(number, is_band, shorten(name)) for number, is_band, name in entries if name]
+    return [] if [name for _, _, name in entries] in ([plot.y_label], [plot.title]) else entries
+
+
+def format_value(value: float, is_percent: bool) -> str:
+    """A number as a reader wants it: `99.3 %`, `12,500`, `0.0312`."""
+    if is_percent:
+        return f"{format_percent(value)} %"
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e12 else f"{value:.4g}"
+
+
+def shorten(text: str, max_chars: int = _MAX_NAME_CHARS) -> str:
+    """On one line, without control characters, cut with an ellipsis."""
+    shown = show_path(text)
+    return shown if len(shown) <= max_chars else shown[: max_chars - 1] + "…"
+
+
+def estimate_width(text: str, size_px: float = FONT_PX) -> float:
+    """About how wide a sans serif font sets `text`, in pixels: after DejaVu Sans, which is wider than most."""
+    return size_px * sum(map(_estimate_char, text))
+
+
+def _estimate_char(char: str) -> float:
+    if unicodedata.east_asian_width(char) in "WF":
+        return 1.0
+    return 0.38 if char in " ijltfrI.,:;|!'()[]-/" else 0.95 if char in "mwMW%@" else 0.68 if char.isupper() else 0.62
+
+
+def place_labels(plot: Plot, x_axis: Axis, y_axis: Axis, width_px: float, height_px: float) -> list[Label]:
+    """The names of the marks and the texts of the points, each where it covers least of points and other labels."""
+    taken = list(islice(_find_obstacles(plot, x_axis, y_axis, width_px, height_px), _MAX_OBSTACLES))
+    labels = []
+
+    def place(text: str, choices: Iterable[tuple[float, float, float, float, Anchor]]) -> None:
+        shown = shorten(text)
+        width = estimate_width(shown, FONT_PX - 1)
+
+        def get_box(choice: tuple[float, float, float, float, Anchor]) -> Box:
+            x, y, dx, dy, anchor = choice
+            left = x * width_px + dx - {"start": 0, "middle": width / 2, "end": width}[anchor]
+            bottom = (1 - y) * height_px + dy
+            return left, bottom - FONT_PX + 3, left + width, bottom + 3
+
+        def get_cost(choice: tuple[float, float, float, float, Anchor]) -> float:
+            box = get_box(choice)
+            outside = max(0, -box[0]) + max(0, box[2] - width_px) + max(0, -box[1]) + max(0, box[3] - height_px)
+            return 100 * outside + sum(_overlap(box, other) for other in taken)
+
+        best = min(choices, key=get_cost)
+        taken.append(get_box(best))
+        labels.append(Label(shown, *best))
+
+    for mark in plot.marks:
+        ends = sample_mark(mark, x_axis, y_axis)
+        if mark.name and ends:
+            place(mark.name, _list_mark_places(mark, [(x_axis.locate(x), y_axis.locate(y)) for x, y in ends]))
+    for line in plot.lines:
+        for x, y, text in zip(line.x, line.y, line.texts, strict=False):
+            at = x_axis.locate(x), y_axis.locate(y)
+            if text and all(0 <= each <= 1 for each in at):
+                place(text, ((*at, *offset) for offset in _POINT_OFFSETS))
+    return labels
+
+
+def _find_obstacles(plot: Plot, x_axis: Axis, y_axis: Axis, width_px: float, height_px: float) -> Iterator[Box]:
+    """What labels should not cover: points, whiskers, and the lines between points in pieces."""
+    for line in plot.lines:
+        before = None
+        for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
+            left, top = x_axis.locate(x) * width_px, (1 - y_axis.locate(y)) * height_px
+            if math.isnan(left + top):
+                before = None
+                continue
+            yield left - 5, top - 5, left + 5, top + 5
+            if line.low and line.high and has_whiskers(line):
+                ends = [(1 - y_axis.locate(end)) * height_px for end in (line.high[i], line.low[i])]
+                yield left - 2, ends[0], left + 2, ends[1]
+            if before and line.style in ("solid", "dashed"):
+                num_pieces = min(40, int(math.dist(before, (left, top)) / 12))
+                for k in range(1, num_pieces):
+                    x_px, y_px = _between(before, (left, top), k / num_pieces)
+                    yield x_px - 4, y_px - 4, x_px + 4, y_px + 4
+            before = (left, top)
+
+
+_POINT_OFFSETS: tuple[tuple[float, float, Anchor], ...] = (
+    (0, -8, "middle"),
+    (8, 4, "start"),
+    (-8, 4, "end"),
+    (0, 17, "middle"),
+    (7, -6, "start"),
+    (-7, -6, "end"),
+    (7, 14, "start"),
+    (-7, 14, "end"),
+)
+
+
+def _list_mark_places(
+    mark: Mark, ends: Sequence[tuple[float, float]]
+) -> Iterable[tuple[float, float, float, float, Anchor]]:
+    if mark.kind == "vertical":
+        for y in (1.0, 0.0, 0.5):
+            dy = {1.0: FONT_PX, 0.0: -8.0, 0.5: 0.0}[y]
+            yield ends[0][0], y, 5, dy, "start"
+            yield ends[0][0], y, -5, dy, "end"
+    elif mark.kind == "horizontal":
+        for x, dx, anchor in ((1.0, -4.0, "end"), (0.0, 4.0, "start"), (0.5, 0.0, "middle")):
+            yield x, ends[0][1], dx, -5, anchor  # type: ignore[misc]
+            yield x, ends[0][1], dx, FONT_PX + 2, anchor  # type: ignore[misc]
+    else:
+        for part in (0.3, 0.15, 0.5, 0.7):
+            x, y = ends[round(part * (len(ends) - 1))] if len(ends) > 2 else _between(ends[0], ends[-1], part)
+            yield x, y, 8, 12, "start"
+            yield x, y, -8, -4, "end"
+
+
+def _between(start: tuple[float, float], end: tuple[float, float], part: float) -> tuple[float, float]:
+    return start[0] + part * (end[0] - start[0]), start[1] + part * (end[1] - start[1])
+
+
+def _overlap(one: Box, other: Box) -> float:
+    width, height = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def _can_draw(value: float, is_log: bool) -> bool:
+    return math.isfinite(value) and abs(value) < _LARGEST and (value > 0 or not is_log)
+
+
+def _choose_range(
+    values: Sequence[float], given: tuple[float, float] | None, *, is_log: bool, is_percent: bool, is_whole: bool
+) -> tuple[float, float]:
+    if given is not None and given[0] < given[1] and all(_can_draw(end, is_log) for end in given):
+        return given
+    known = [value for value in values if _can_draw(value, is_log)]
+    if not known:
+        return (1.0, 10.0) if is_log else (0.0, 1.0)
+    low, high = min(known), max(known)
+    differ = high - low > 1e-9 * max(abs(low), abs(high))
+    if is_log:
+        factor = (high / low) ** _MARGIN_FRAC if differ else 2.0
+        return low / factor, high * factor
+    if differ:
+        margin = _MARGIN_FRAC * (high - low)
+    else:
+        margin = 0.05 if is_percent else 0.5 if is_whole or low == 0 else 0.1 * abs(low)
+    if is_percent and low >= 0 and high <= 1:  # there is nothing beyond
+        return max(0.0, low - margin), min(1.0, high + margin)
+    return low - margin, high + margin
+
+
+def _make_axis(
+    ends: tuple[float, float], max_ticks: int, *, is_log: bool, is_percent: bool, is_whole: bool = False
+) -> Axis:
+    low, high = ends
+    ticks = _choose_log_ticks(low, high, max_ticks) if is_log else []
+    digits = None
+    if len(ticks) < 2:  # a log axis over less than a decade gets the ticks of a linear one
+        step, power = _choose_step((high - low) / max_ticks, is_whole)
+        numbers = range(math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6) + 1)
+        ticks = [number * step for number in numbers]
+        digits = max(0, -power - 2 if is_percent else -power)
+    return Axis(low, high, is_log, tuple(ticks), tuple(_format_tick(tick, is_percent, digits) for tick in ticks))
+
+
+def _choose_step(smallest: float, is_whole: bool) -> tuple[float, int]:
+    """The least of 1, 2 or 5 times a power of ten that is not under `smallest`, and that power."""
+    power = math.floor(math.log10(smallest))
+    for factor, exponent in ((1, power), (2, power), (5, power), (1, power + 1)):
+        step = float(f"{factor}e{exponent}")
+        if step >= 0.999 * smallest and (exponent >= 0 or not is_whole):
+            return step, exponent
+    return 1.0, 0
+
+
+def _choose_log_ticks(low: float, high: float, max_ticks: int) -> list[float]:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [float(f"{factor}e{power}") for power in powers for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= max_ticks:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / max_ticks)]
+
+
+def _format_tick(value: float, is_percent: bool, digits: int | None) -> str:
+    """With so many digits behind the point; None: as few as it takes."""
+    shown, unit = (100 * value, " %") if is_percent else (value, "")
+    if abs(shown) >= 1e9 or (digits or 0) > 6:
+        return f"{shown:.6g}{unit}"
+    return f"{shown:,.{digits}f}{unit}" if digits is not None else f"{shown:{',.0f' if shown >= 1 else 'g'}}{unit}"
