@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from headstart.calibration import compute_chance_ece
 from headstart.errors import DataError, MissingDependencyError, raise_all
 from headstart.metrics import FloatArray, IntArray
 from headstart.stats import CONFIDENCE, NUM_RESAMPLES, bootstrap_interval, wilson_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = "headstart evaluation"
 FORMAT_VERSION = 1
@@ -162,6 +165,26 @@ class Evaluation:
         }
         ready: dict[str, Any] = _make_json_ready(figures, digits=12)
         return ready | {"confusion_matrix": confusion.tolist()}
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        from headstart.evaluation_plots import render_evaluation
+
+        return render_evaluation(self)
+
+    def plot_reliability(self) -> Figure:
+        """Accuracy against stated probability. Raises MissingDependencyError where matplotlib is absent."""
+        from headstart.evaluation_plots import describe_reliability
+        from headstart.plot_figure import draw_figure
+
+        return draw_figure(describe_reliability(self, self.compute_figures()))
+
+    def plot_confidence(self) -> Figure:
+        """Accuracy on the pictures kept when the least sure go to a person. Raises as `plot_reliability` does."""
+        from headstart.evaluation_plots import describe_confidence
+        from headstart.plot_figure import draw_figure
+
+        return draw_figure(describe_confidence(self))
 
     def to_csv(self) -> bytes:
         """UTF-8 CSV, one line per picture: path,sha256,true,predicted,probability_<class>...,correct.

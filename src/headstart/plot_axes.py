@@ -1,13 +1,12 @@
-"""Ranges, ticks and places of labels in a plot: reckoned once, so that the page and matplotlib show the same."""
+"""Ranges, ticks and the legend of a plot: reckoned once, so that the page and matplotlib show the same."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
-from typing import Literal
+from itertools import pairwise
 
 from headstart._files import show_path
 from headstart.plots import Line, Mark, Plot
@@ -20,10 +19,6 @@ MAX_MARKED = 40  # points of a line that are drawn one by one
 _MAX_NAME_CHARS = 60
 _LARGEST = 1e300  # beyond it the span of an axis would be infinite
 _MARGIN_FRAC = 0.04
-_MAX_OBSTACLES = 600  # so that the search for places of labels stays fast
-
-Anchor = Literal["start", "middle", "end"]
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +37,6 @@ class Axis:
             return math.nan
         low, high, value = (math.log10(each) if self.is_log else each for each in (self.low, self.high, value))
         return (value - low) / (high - low)
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A text beside the place (`x`, `y`), fractions of the axes from the lower left corner.
-
-    Its base line starts, ends or is centred (`anchor`) `dx_px` to the right and `dy_px` below that place.
-    """
-
-    text: str
-    x: float
-    y: float
-    dx_px: float
-    dy_px: float
-    anchor: Anchor
 
 
 def make_axes(plot: Plot, width_px: float, height_px: float) -> tuple[Axis, Axis]:
@@ -78,9 +58,24 @@ def make_axes(plot: Plot, width_px: float, height_px: float) -> tuple[Axis, Axis
     if bars and plot.y_range is None:  # they stand on the axis
         bottom, top = bottom if any(y < 0 for y in y_values) else 0.0, top if any(y > 0 for y in y_values) else 0.0
         top = top if bottom < top else 1.0
-    num_x, num_y = (max(2, min(10, int(size / spacing))) for size, spacing in ((width_px, 65), (height_px, 30)))
-    x_axis = _make_axis((low, high), num_x, is_log=is_log, is_percent=plot.x_is_percent, is_whole=plot.x_is_whole)
-    return x_axis, _make_axis((bottom, top), num_y, is_log=False, is_percent=plot.y_is_percent)
+    y_axis = _make_axis((bottom, top), _count_ticks(height_px, 30), is_log=False, is_percent=plot.y_is_percent)
+    for spacing in (40, 55, 80, 120):  # until the labels stand apart
+        x_axis = _make_axis(
+            (low, high),
+            _count_ticks(width_px, spacing),
+            is_log=is_log,
+            is_percent=plot.x_is_percent,
+            is_whole=plot.x_is_whole,
+        )
+        centres = [x_axis.locate(tick) * width_px for tick in x_axis.ticks]
+        reach = [estimate_width(text) / 2 + 6 for text in x_axis.labels]
+        if all(centres[i] + reach[i] <= centres[i + 1] - reach[i + 1] for i in range(len(centres) - 1)):
+            break
+    return x_axis, y_axis
+
+
+def _count_ticks(size_px: float, spacing_px: float) -> int:
+    return max(2, min(10, int(size_px / spacing_px)))
 
 
 def compute_bar_width(line: Line) -> float:
@@ -153,103 +148,6 @@ def _estimate_char(char: str) -> float:
     if unicodedata.east_asian_width(char) in "WF":
         return 1.0
     return 0.38 if char in " ijltfrI.,:;|!'()[]-/" else 0.95 if char in "mwMW%@" else 0.68 if char.isupper() else 0.62
-
-
-def place_labels(plot: Plot, x_axis: Axis, y_axis: Axis, width_px: float, height_px: float) -> list[Label]:
-    """The names of the marks and the texts of the points, each where it covers least of points and other labels."""
-    taken = list(islice(_find_obstacles(plot, x_axis, y_axis, width_px, height_px), _MAX_OBSTACLES))
-    labels = []
-
-    def place(text: str, choices: Iterable[tuple[float, float, float, float, Anchor]]) -> None:
-        shown = shorten(text)
-        width = estimate_width(shown, FONT_PX - 1)
-
-        def get_box(choice: tuple[float, float, float, float, Anchor]) -> Box:
-            x, y, dx, dy, anchor = choice
-            left = x * width_px + dx - {"start": 0, "middle": width / 2, "end": width}[anchor]
-            bottom = (1 - y) * height_px + dy
-            return left, bottom - FONT_PX + 3, left + width, bottom + 3
-
-        def get_cost(choice: tuple[float, float, float, float, Anchor]) -> float:
-            box = get_box(choice)
-            outside = max(0, -box[0]) + max(0, box[2] - width_px) + max(0, -box[1]) + max(0, box[3] - height_px)
-            return 100 * outside + sum(_overlap(box, other) for other in taken)
-
-        best = min(choices, key=get_cost)
-        taken.append(get_box(best))
-        labels.append(Label(shown, *best))
-
-    for mark in plot.marks:
-        ends = sample_mark(mark, x_axis, y_axis)
-        if mark.name and ends:
-            place(mark.name, _list_mark_places(mark, [(x_axis.locate(x), y_axis.locate(y)) for x, y in ends]))
-    for line in plot.lines:
-        for x, y, text in zip(line.x, line.y, line.texts, strict=False):
-            at = x_axis.locate(x), y_axis.locate(y)
-            if text and all(0 <= each <= 1 for each in at):
-                place(text, ((*at, *offset) for offset in _POINT_OFFSETS))
-    return labels
-
-
-def _find_obstacles(plot: Plot, x_axis: Axis, y_axis: Axis, width_px: float, height_px: float) -> Iterator[Box]:
-    """What labels should not cover: points, whiskers, and the lines between points in pieces."""
-    for line in plot.lines:
-        before = None
-        for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
-            left, top = x_axis.locate(x) * width_px, (1 - y_axis.locate(y)) * height_px
-            if math.isnan(left + top):
-                before = None
-                continue
-            yield left - 5, top - 5, left + 5, top + 5
-            if line.low and line.high and has_whiskers(line):
-                ends = [(1 - y_axis.locate(end)) * height_px for end in (line.high[i], line.low[i])]
-                yield left - 2, ends[0], left + 2, ends[1]
-            if before and line.style in ("solid", "dashed"):
-                num_pieces = min(40, int(math.dist(before, (left, top)) / 12))
-                for k in range(1, num_pieces):
-                    x_px, y_px = _between(before, (left, top), k / num_pieces)
-                    yield x_px - 4, y_px - 4, x_px + 4, y_px + 4
-            before = (left, top)
-
-
-_POINT_OFFSETS: tuple[tuple[float, float, Anchor], ...] = (
-    (0, -8, "middle"),
-    (8, 4, "start"),
-    (-8, 4, "end"),
-    (0, 17, "middle"),
-    (7, -6, "start"),
-    (-7, -6, "end"),
-    (7, 14, "start"),
-    (-7, 14, "end"),
-)
-
-
-def _list_mark_places(
-    mark: Mark, ends: Sequence[tuple[float, float]]
-) -> Iterable[tuple[float, float, float, float, Anchor]]:
-    if mark.kind == "vertical":
-        for y in (1.0, 0.0, 0.5):
-            dy = {1.0: FONT_PX, 0.0: -8.0, 0.5: 0.0}[y]
-            yield ends[0][0], y, 5, dy, "start"
-            yield ends[0][0], y, -5, dy, "end"
-    elif mark.kind == "horizontal":
-        for x, dx, anchor in ((1.0, -4.0, "end"), (0.0, 4.0, "start"), (0.5, 0.0, "middle")):
-            yield x, ends[0][1], dx, -5, anchor  # type: ignore[misc]
-            yield x, ends[0][1], dx, FONT_PX + 2, anchor  # type: ignore[misc]
-    else:
-        for part in (0.3, 0.15, 0.5, 0.7):
-            x, y = ends[round(part * (len(ends) - 1))] if len(ends) > 2 else _between(ends[0], ends[-1], part)
-            yield x, y, 8, 12, "start"
-            yield x, y, -8, -4, "end"
-
-
-def _between(start: tuple[float, float], end: tuple[float, float], part: float) -> tuple[float, float]:
-    return start[0] + part * (end[0] - start[0]), start[1] + part * (end[1] - start[1])
-
-
-def _overlap(one: Box, other: Box) -> float:
-    width, height = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, width) * max(0.0, height)
 
 
 def _can_draw(value: float, is_log: bool) -> bool:

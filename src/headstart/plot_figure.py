@@ -21,10 +21,10 @@ from headstart.plot_axes import (
     has_whiskers,
     list_legend,
     make_axes,
-    place_labels,
     sample_mark,
     shorten,
 )
+from headstart.plot_labels import place_labels
 from headstart.plots import Line, Plot
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _draw_line(axes: Axes, number: int, line: Line, x_axis: Axis, y_axis: Axis) 
         marker=_MARKERS[number % len(_MARKERS)] if has_markers else "",
         color=color,
         linewidth=1.6,
-        markersize=7 if line.style == "points" else 4.5,
+        markersize=8 if line.style == "points" else 4.5,
         markeredgewidth=0,
         zorder=3 if line.style == "points" else 2,
         gid=f"line {number}",

@@ -23,10 +23,10 @@ from headstart.plot_axes import (
     has_whiskers,
     list_legend,
     make_axes,
-    place_labels,
     sample_mark,
     shorten,
 )
+from headstart.plot_labels import place_labels
 from headstart.plots import Line, Plot
 
 _TITLE_PX, _LINE_HEIGHT_PX, _SWATCH_PX = 16, 20, 24
@@ -239,7 +239,7 @@ def _draw_path(parent: Element, places: Sequence[tuple[float, float]], line: Lin
 
 
 def _draw_shape(parent: Element, x: float, y: float, number: int, line: Line) -> Element:
-    radius = 5 if line.style == "points" else 3.2
+    radius = 5.5 if line.style == "points" else 3.2
     transform = f"translate({_say(x)} {_say(y)}) scale({radius})"
     shape = _SHAPES[number % len(_SHAPES)]
     return _add(parent, "path", d=shape, transform=transform, fill=_color(number), data_line=number)
