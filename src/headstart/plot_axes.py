@@ -6,7 +6,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from headstart._files import show_path
 from headstart.plots import Line, Mark, Plot
@@ -17,7 +17,7 @@ COLORS = ("#4269d0", "#d55e00", "#009e73", "#b5548f", "#8a6d00", "#0e8fb3")
 FONT_PX = 13
 MAX_MARKED = 40  # points of a line that are drawn one by one
 _MAX_NAME_CHARS = 60
-_LARGEST = 1e300  # beyond it the span of an axis would be infinite
+_LARGEST, _SMALLEST = 1e100, 1e-100  # what lies beyond counts as infinite, and as zero
 _MARGIN_FRAC = 0.04
 
 
@@ -41,16 +41,15 @@ class Axis:
 
 def make_axes(plot: Plot, width_px: float, height_px: float) -> tuple[Axis, Axis]:
     """The axes of `plot` for an area of this size, which sets the number of ticks."""
+    is_log = plot.x_scale == "log"
     x_values = [mark.value for mark in plot.marks if mark.kind == "vertical"]
     y_values = [mark.value for mark in plot.marks if mark.kind == "horizontal"]
     bars = [line for line in plot.lines if line.style == "bars"]
     for line in plot.lines:
-        half = compute_bar_width(line) / 2 if line in bars else 0.0
-        x_values += [x + side for x in line.x for side in (-half, half)]
+        x_values += chain.from_iterable(find_bar_ends(line, is_log)) if line.style == "bars" else line.x
         y_values += [*line.y, *line.low, *line.high]
     if bars:
         y_values.append(0.0)
-    is_log = plot.x_scale == "log"
     low, high = _choose_range(
         x_values, plot.x_range, is_log=is_log, is_percent=plot.x_is_percent, is_whole=plot.x_is_whole
     )
@@ -78,10 +77,15 @@ def _count_ticks(size_px: float, spacing_px: float) -> int:
     return max(2, min(10, int(size_px / spacing_px)))
 
 
-def compute_bar_width(line: Line) -> float:
-    """The smallest distance between two of its `x`; 1 where there is none."""
-    xs = sorted({x for x in line.x if _can_draw(x, False)})
-    return min((b - a for a, b in pairwise(xs)), default=1.0)
+def find_bar_ends(line: Line, is_log: bool) -> list[tuple[float, float]]:
+    """Left and right end of each bar, which leave a tenth of the smallest distance between two bars free."""
+    places = [(math.log(x) if is_log else x) if _can_draw(x, is_log) else math.nan for x in line.x]
+    known = sorted({place for place in places if not math.isnan(place)})
+    half = 0.45 * min((b - a for a, b in pairwise(known) if b - a > _SMALLEST), default=1.0)
+    ends = [(place - half, place + half) for place in places]
+    if is_log:
+        ends = [(math.exp(left), math.exp(right)) for left, right in ends]
+    return [pair if all(_can_draw(end, is_log) for end in pair) else (math.nan, math.nan) for pair in ends]
 
 
 def find_runs(line: Line, axis: Axis, columns: Sequence[Sequence[float]]) -> list[list[int]]:
@@ -151,26 +155,27 @@ def _estimate_char(char: str) -> float:
 
 
 def _can_draw(value: float, is_log: bool) -> bool:
-    return math.isfinite(value) and abs(value) < _LARGEST and (value > 0 or not is_log)
+    return math.isfinite(value) and abs(value) < _LARGEST and (value > _SMALLEST or not is_log)
 
 
 def _choose_range(
     values: Sequence[float], given: tuple[float, float] | None, *, is_log: bool, is_percent: bool, is_whole: bool
 ) -> tuple[float, float]:
-    if given is not None and given[0] < given[1] and all(_can_draw(end, is_log) for end in given):
+    if given is not None and given[1] - given[0] > _SMALLEST and all(_can_draw(end, is_log) for end in given):
         return given
     known = [value for value in values if _can_draw(value, is_log)]
     if not known:
         return (1.0, 10.0) if is_log else (0.0, 1.0)
     low, high = min(known), max(known)
-    differ = high - low > 1e-9 * max(abs(low), abs(high))
+    differ = high - low > max(_SMALLEST, 1e-9 * max(abs(low), abs(high)))
     if is_log:
         factor = (high / low) ** _MARGIN_FRAC if differ else 2.0
         return low / factor, high * factor
     if differ:
         margin = _MARGIN_FRAC * (high - low)
     else:
-        margin = 0.05 if is_percent else 0.5 if is_whole or low == 0 else 0.1 * abs(low)
+        least = 0.05 if is_percent else 0.5 if is_whole or abs(low) < _SMALLEST else 0.0
+        margin = max(least, 1e-6 * abs(low) if least else 0.1 * abs(low))
     if is_percent and low >= 0 and high <= 1:  # there is nothing beyond
         return max(0.0, low - margin), min(1.0, high + margin)
     return low - margin, high + margin

@@ -16,7 +16,7 @@ from headstart.plot_axes import (
     FONT_PX,
     MAX_MARKED,
     Axis,
-    compute_bar_width,
+    find_bar_ends,
     find_runs,
     has_whiskers,
     list_legend,
@@ -136,7 +136,9 @@ def _draw_line(axes: Axes, number: int, line: Line, x_axis: Axis, y_axis: Axis) 
     drawn = {i for run in find_runs(line, x_axis, [line.y]) for i in run}
     ys = [y if i in drawn else math.nan for i, y in enumerate(line.y)]
     if line.style == "bars":
-        bars = axes.bar(line.x, ys, 0.9 * compute_bar_width(line), color=color, alpha=0.45, zorder=1)
+        ends = find_bar_ends(line, x_axis.is_log)
+        lefts, widths = [left for left, _ in ends], [right - left for left, right in ends]
+        bars = axes.bar(lefts, ys, widths, align="edge", color=color, alpha=0.45, zorder=1)
         for bar in bars:
             bar.set_gid(f"line {number}")
         return bars

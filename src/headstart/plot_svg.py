@@ -16,8 +16,8 @@ from headstart.plot_axes import (
     FONT_PX,
     MAX_MARKED,
     Axis,
-    compute_bar_width,
     estimate_width,
+    find_bar_ends,
     find_runs,
     format_value,
     has_whiskers,
@@ -204,10 +204,10 @@ def _draw_extent(group: Element, number: int, line: Line, area: _Area) -> None:
     """Bars, and the interval as whiskers or as a band."""
     color = _color(number)
     if line.style == "bars":
-        half = compute_bar_width(line) * 0.45
+        ends = find_bar_ends(line, area.x_axis.is_log)
         for run in find_runs(line, area.x_axis, [line.y]):
-            for i in run:
-                (left, top), (right, bottom) = area.place(line.x[i] - half, line.y[i]), area.place(line.x[i] + half, 0)
+            for i in (i for i in run if not math.isnan(ends[i][0])):
+                (left, top), (right, bottom) = area.place(ends[i][0], line.y[i]), area.place(ends[i][1], 0)
                 top, bottom = min(top, bottom), max(top, bottom)
                 _add(
                     group,
@@ -224,8 +224,8 @@ def _draw_extent(group: Element, number: int, line: Line, area: _Area) -> None:
         low = [area.place(line.x[i], line.low[i]) for i in run]
         high = [area.place(line.x[i], line.high[i]) for i in run]
         if has_whiskers(line) or len(run) == 1:
-            for ends in zip(low, high, strict=True):
-                _add(group, "path", d=_join(ends), stroke=color, stroke_width=1.5, data_band=number)
+            for pair in zip(low, high, strict=True):
+                _add(group, "path", d=_join(pair), stroke=color, stroke_width=1.5, data_band=number)
         else:
             path = _join([*low, *reversed(high)]) + "z"
             _add(group, "path", d=path, fill=color, fill_opacity=_BAND_OPACITY, data_band=number)
