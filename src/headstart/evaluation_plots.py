@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headstart import metrics
-from headstart._files import show_path
 from headstart.calibration import compute_chance_ece
 from headstart.metrics import FloatArray, IntArray
+from headstart.plot_axes import shorten
 from headstart.plot_svg import render_svg
 from headstart.plots import Line, Mark, Plot
 from headstart.stats import NUM_RESAMPLES, bootstrap_interval, format_percent, wilson_interval
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from headstart.evaluation import Evaluation
 
 _NUM_STEPS, _FEWEST_KEPT = 100, 30  # of the share that is kept
-_MAX_MATRIX, _MAX_ROWS = 20, 20
+_MAX_MATRIX, _MAX_ROWS, _MAX_NAME_CHARS = 20, 20, 40
 _DRAWS = 2_000_000  # pictures drawn for the interval of a figure that is shown at once: under 0.1 s
 _CELL = "padding:2px 8px;text-align:right"
 
@@ -211,5 +211,4 @@ def _say_share(part: int, whole: int) -> str:
 
 
 def _say_name(name: str) -> str:
-    shown = show_path(name)
-    return escape(shown if len(shown) <= 40 else f"{shown[:39]}…")
+    return escape(shorten(name, _MAX_NAME_CHARS))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 
 from headstart._files import show_path
 from headstart.plots import Line, Mark, Plot
@@ -16,7 +17,7 @@ from headstart.stats import format_percent
 COLORS = ("#4269d0", "#d55e00", "#009e73", "#b5548f", "#8a6d00", "#0e8fb3")
 FONT_PX = 13
 MAX_MARKED = 40  # points of a line that are drawn one by one
-_MAX_NAME_CHARS = 60
+_MAX_TITLE_CHARS, _MAX_NAME_CHARS = 200, 60
 _LARGEST, _SMALLEST = 1e100, 1e-100  # what lies beyond counts as infinite, and as zero
 _MARGIN_FRAC = 0.04
 
@@ -138,9 +139,19 @@ def format_value(value: float, is_percent: bool) -> str:
 
 
 def shorten(text: str, max_chars: int = _MAX_NAME_CHARS) -> str:
-    """On one line, without control characters, cut with an ellipsis."""
+    """On one line, without control characters, cut with an ellipsis; a wide character counts as two."""
     shown = show_path(text)
-    return shown if len(shown) <= max_chars else shown[: max_chars - 1] + "…"
+    room = accumulate(2 if _is_wide(char) else 1 for char in shown)
+    kept = sum(used < max_chars for used in room)
+    return shown if kept >= len(shown) - 1 else f"{shown[:kept]}…"
+
+
+def wrap_title(plot: Plot, width_px: float, size_px: float) -> list[str]:
+    """The title in lines of about this width when set in bold."""
+    title = shorten(plot.title, _MAX_TITLE_CHARS)
+    if not title.strip():
+        return []
+    return textwrap.wrap(title, max(8, int(len(title) * width_px / (1.08 * estimate_width(title, size_px)))))
 
 
 def estimate_width(text: str, size_px: float = FONT_PX) -> float:
@@ -148,8 +159,12 @@ def estimate_width(text: str, size_px: float = FONT_PX) -> float:
     return size_px * sum(map(_estimate_char, text))
 
 
+def _is_wide(char: str) -> bool:
+    return unicodedata.east_asian_width(char) in "WF"
+
+
 def _estimate_char(char: str) -> float:
-    if unicodedata.east_asian_width(char) in "WF":
+    if _is_wide(char):
         return 1.0
     return 0.38 if char in " ijltfrI.,:;|!'()[]-/" else 0.95 if char in "mwMW%@" else 0.68 if char.isupper() else 0.62
 
@@ -188,9 +203,12 @@ def _make_axis(
     ticks = _choose_log_ticks(low, high, max_ticks) if is_log else []
     digits = None
     if len(ticks) < 2:  # a log axis over less than a decade gets the ticks of a linear one
-        step, power = _choose_step((high - low) / max_ticks, is_whole)
-        numbers = range(math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6) + 1)
-        ticks = [number * step for number in numbers]
+        for count in (max_ticks, 2 * max_ticks):  # one tick alone gives no scale
+            step, power = _choose_step((high - low) / count, is_whole)
+            numbers = range(math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6) + 1)
+            ticks = [number * step for number in numbers if number > 0 or not is_log]
+            if len(ticks) >= 2:
+                break
         digits = max(0, -power - 2 if is_percent else -power)
     return Axis(low, high, is_log, tuple(ticks), tuple(_format_tick(tick, is_percent, digits) for tick in ticks))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from headstart.plot_axes import (
     make_axes,
     sample_mark,
     shorten,
+    wrap_title,
 )
 from headstart.plot_labels import place_labels
 from headstart.plots import Line, Plot
@@ -35,7 +35,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DPI = 150
 _PX_PER_INCH = 100  # of the pixels that plot_axes reckons in
 _POINT_PX = 72 / _PX_PER_INCH  # a pixel in points
-_TITLE_PX, _MAX_TITLE_CHARS = 15, 200
+_TITLE_PX, _MAX_Y_LABEL_CHARS = 15, 40
 
 
 def draw_figure(plot: Plot) -> Figure:
@@ -114,11 +114,12 @@ def draw_axes(plot: Plot, axes: Axes, width_px: float = 640, height_px: float = 
 
 
 def _prepare(plot: Plot, axes: Axes, x_axis: Axis, y_axis: Axis, width_px: float) -> None:
-    title = textwrap.fill(shorten(plot.title, _MAX_TITLE_CHARS), max(12, int(width_px / 8.5)))
     size = FONT_PX * _POINT_PX
-    axes.set_title(title, loc="left", fontsize=_TITLE_PX * _POINT_PX, parse_math=False)
+    axes.set_title(
+        "\n".join(wrap_title(plot, width_px, _TITLE_PX)), loc="left", fontsize=_TITLE_PX * _POINT_PX, parse_math=False
+    )
     axes.set_xlabel(shorten(plot.x_label), fontsize=size, parse_math=False)
-    axes.set_ylabel(shorten(plot.y_label), fontsize=size, parse_math=False)
+    axes.set_ylabel(shorten(plot.y_label, _MAX_Y_LABEL_CHARS), fontsize=size, parse_math=False)
     axes.set_xscale(plot.x_scale)
     axes.set_xticks(x_axis.ticks, x_axis.labels, fontsize=size)
     axes.set_yticks(y_axis.ticks, y_axis.labels, fontsize=size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -25,6 +24,7 @@ from headstart.plot_axes import (
     make_axes,
     sample_mark,
     shorten,
+    wrap_title,
 )
 from headstart.plot_labels import place_labels
 from headstart.plots import Line, Plot
@@ -63,12 +63,10 @@ def render_svg(plot: Plot, width_px: float = 640, height_px: float = 400) -> str
             "fill": "currentColor",
         },
     )
-    title = shorten(plot.title, _MAX_TITLE_CHARS)
-    _add(root, "title", title)
+    _add(root, "title", shorten(plot.title, _MAX_TITLE_CHARS))
     _add(root, "desc", describe_plot(plot))
-    lines = textwrap.wrap(title, max(12, int(width_px / (1.08 * estimate_width("n", _TITLE_PX)))))
     y = 0.0
-    for text in lines:
+    for text in wrap_title(plot, width_px, _TITLE_PX):
         y += _LINE_HEIGHT_PX
         _add(root, "text", text, x=0, y=y - 4, font_size=_TITLE_PX, font_weight=600)
     y = _draw_legend(root, plot, width_px, y + 4) + _LINE_HEIGHT_PX
