@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,6 @@ from headstart.calibration import compute_chance_ece
 from headstart.errors import DataError, MissingDependencyError, raise_all
 from headstart.metrics import FloatArray, IntArray
 from headstart.stats import CONFIDENCE, NUM_RESAMPLES, bootstrap_interval, wilson_interval
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FORMAT = "headstart evaluation"
 FORMAT_VERSION = 1
@@ -172,15 +169,15 @@ class Evaluation:
 
         return render_evaluation(self)
 
-    def plot_reliability(self) -> Figure:
-        """Accuracy against stated probability. Raises MissingDependencyError where matplotlib is absent."""
+    def plot_reliability(self) -> Any:
+        """A matplotlib Figure: accuracy against stated probability. Raises MissingDependencyError without matplotlib."""
         from headstart.evaluation_plots import describe_reliability
         from headstart.plot_figure import draw_figure
 
         return draw_figure(describe_reliability(self, self.compute_figures()))
 
-    def plot_confidence(self) -> Figure:
-        """Accuracy on the pictures kept when the least sure go to a person. Raises as `plot_reliability` does."""
+    def plot_confidence(self) -> Any:
+        """The same for the accuracy on the pictures that are kept when the least sure go to a person."""
         from headstart.evaluation_plots import describe_confidence
         from headstart.plot_figure import draw_figure
 

@@ -99,6 +99,9 @@ _POINT_OFFSETS: tuple[tuple[float, float, Anchor], ...] = (
     (-7, -6, "end"),
     (7, 14, "start"),
     (-7, 14, "end"),
+    (-7, 28, "end"),
+    (7, 28, "start"),
+    (0, -22, "middle"),
 )
 
 

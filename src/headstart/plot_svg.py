@@ -30,7 +30,7 @@ from headstart.plot_labels import place_labels
 from headstart.plots import Line, Plot
 
 _TITLE_PX, _LINE_HEIGHT_PX, _SWATCH_PX = 16, 20, 24
-_BAND_OPACITY, _BAR_OPACITY = 0.2, 0.45
+_BAND_OPACITY, _BAR_OPACITY = 0.25, 0.45
 _MAX_TITLE_CHARS, _MAX_DESCRIBED, _MAX_LISTED = 200, 12, 6
 _GRID = "var(--plot-grid, #8884)"
 # One for each colour, of radius 1 round 0, 0: circle, square, triangle, diamond, triangle on its tip, plus.
