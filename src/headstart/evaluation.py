@@ -170,7 +170,7 @@ class Evaluation:
         return render_evaluation(self)
 
     def plot_reliability(self) -> Any:
-        """A matplotlib Figure: accuracy against stated probability. Raises MissingDependencyError without matplotlib."""
+        """A matplotlib Figure of accuracy against stated probability. Raises MissingDependencyError without it."""
         from headstart.evaluation_plots import describe_reliability
         from headstart.plot_figure import draw_figure
 
