@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("matplotlib")
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from drawn_pictures import run_python
 from PIL import Image
 
 from headstart.errors import DataError
 from headstart.finetuning.history import (
     EpochRow,
+    describe_curves,
+    describe_history,
     draw_curves,
     draw_history,
     plot_curves,
@@ -26,6 +25,7 @@ from headstart.finetuning.history import (
     summarize_curves,
     write_history,
 )
+from headstart.plot_axes import make_axes
 from headstart.stats import wilson_interval
 
 HEADER = "epoch,step,train_loss,train_accuracy,validation_loss,validation_accuracy,learning_rate,seconds"
@@ -130,64 +130,93 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 # The course of one training
 
 
-def get_points(line: Any) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True) if not math.isnan(y)]
+def get_points(x: Any, y: Any) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in zip(x, y, strict=True) if not math.isnan(y)]
 
 
-def get_band(axes: Any) -> dict[float, tuple[float, float]]:
-    """Lower and upper end of the band by epoch, from the outline that is drawn."""
-    [band] = axes.collections
-    ends: dict[float, list[float]] = {}
-    for x, y in band.get_paths()[0].vertices:
-        ends.setdefault(x, []).append(y)
-    return {x: (min(found), max(found)) for x, found in ends.items()}
-
-
-def get_legend(axes: Any) -> list[str]:
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+@pytest.fixture
+def figures() -> None:
+    pytest.importorskip("matplotlib")
 
 
 @pytest.mark.parametrize("num_epochs", [0, 1, 6, 60])
 def test_lines_are_the_numbers(num_epochs: int) -> None:
     rows = make_rows([(epoch + 1) / (epoch + 2) for epoch in range(num_epochs + 1)])
-    figure = draw_history(rows, title="a training", best_epoch=num_epochs)
-    loss, accuracy = figure.axes
-    for axes, what in ((loss, "loss"), (accuracy, "accuracy")):
-        train, validation, best = axes.lines
-        assert get_points(train) == [(row.epoch, getattr(row, f"train_{what}")) for row in rows[1:]]
-        assert get_points(validation) == [(row.epoch, getattr(row, f"validation_{what}")) for row in rows]
-        assert get_points(best) == [(num_epochs, getattr(rows[-1], f"validation_{what}"))]
-        assert axes.get_ylabel() == what
-        low, high = axes.get_xlim()
+    plots = describe_history(rows, best_epoch=num_epochs)
+    for plot, what in zip(plots, ("loss", "accuracy"), strict=True):
+        validation, train, best = plot.lines
+        assert get_points(train.x, train.y) == [(row.epoch, getattr(row, f"train_{what}")) for row in rows[1:]]
+        assert get_points(validation.x, validation.y) == [(r.epoch, getattr(r, f"validation_{what}")) for r in rows]
+        assert get_points(best.x, best.y) == [(num_epochs, getattr(rows[-1], f"validation_{what}"))]
+        assert plot.y_label == what
+        assert plot.y_is_percent == (what == "accuracy")
+        low, high = (axis := make_axes(plot, 400, 300)[0]).low, axis.high
         assert low < 0
         assert high > num_epochs
-        ticks = [tick for tick in axes.get_xticks() if low < tick < high]
-        assert 0 in ticks
-        assert all(tick == round(tick) for tick in ticks)
-        assert not axes.collections  # without the number of pictures there is no interval
-    assert figure.get_suptitle() == "a training"
+        assert 0 in axis.ticks
+        assert all(tick == round(tick) for tick in axis.ticks)
+        assert not validation.low  # without the number of pictures there is no interval
+
+
+def test_figure_shows_the_plots(figures: None) -> None:
+    rows = make_rows([0.5, 0.75, 0.95])
+    figure = draw_history(rows, title="a $training", best_epoch=2, num_validation=20)
+    assert figure.get_suptitle() == "a $training"
+    for axes, plot in zip(figure.axes, describe_history(rows, best_epoch=2, num_validation=20), strict=True):
+        assert [get_points(*line.get_xydata().T) for line in axes.lines] == [
+            get_points(line.x, line.y) for line in plot.lines
+        ]
+        assert axes.get_ylabel() == plot.y_label
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == [
+        "validation",
+        "95 % interval (20 pictures)",
+        "training",
+        "best: epoch 2, 95.0 %",
+    ]
 
 
 def test_band_is_the_wilson_interval() -> None:
-    rows = make_rows([0.5, 0.75, 0.95])
-    [loss, accuracy] = draw_history(rows, title="", num_validation=20).axes
-    assert not loss.collections
-    band = get_band(accuracy)
-    assert band == {epoch: pytest.approx(wilson_interval(hits, 20)) for epoch, hits in enumerate((10, 15, 19))}
-    assert get_legend(accuracy) == ["training", "validation", "95 % interval (20 pictures)"]
-
-
-def test_band_of_a_single_row_is_seen() -> None:
-    accuracy = draw_history(make_rows([0.5]), title="", num_validation=20).axes[1]
-    [bar] = accuracy.collections
-    assert bar.get_segments()[0].tolist() == [[0, pytest.approx(end)] for end in wilson_interval(10, 20)]
-    assert bar.get_linewidth()[0] >= 2
+    loss, accuracy = describe_history(make_rows([0.5, 0.75, 0.95]), num_validation=20)
+    assert not loss.lines[0].low
+    line = accuracy.lines[0]
+    assert list(zip(line.low, line.high, strict=True)) == [wilson_interval(hits, 20) for hits in (10, 15, 19)]
+    assert line.band_name == "95 % interval (20 pictures)"
 
 
 def test_legend_says_which_epoch_is_the_best() -> None:
-    loss, accuracy = draw_history(make_rows([0.5, 0.9, 0.8]), title="", best_epoch=1).axes
-    assert get_legend(loss) == ["training", "validation", "best: epoch 1, 0.500"]
-    assert get_legend(accuracy) == ["training", "validation", "best: epoch 1, 90.0 %"]
+    loss, accuracy = describe_history(make_rows([0.5, 0.9, 0.8]), best_epoch=1)
+    assert [line.name for line in loss.lines] == ["validation", "training", "best: epoch 1, 0.500"]
+    assert [line.name for line in accuracy.lines] == ["validation", "training", "best: epoch 1, 90.0 %"]
+
+
+def test_history_is_read_and_described_without_torch_and_matplotlib(tmp_path: Path) -> None:
+    write_history(tmp_path, make_rows([0.5, 0.9]))
+    code = """
+import sys
+from pathlib import Path
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "matplotlib"):
+            raise ModuleNotFoundError(f"{name} is blocked by the test")
+
+sys.meta_path.insert(0, Blocker())
+from headstart.errors import MissingDependencyError
+from headstart.finetuning.history import describe_history, plot_history, read_history
+rows = read_history(Path("history.csv"))
+print(describe_history(rows)[1].lines[0].y)
+try:
+    plot_history(rows, Path("history.png"), title="")
+except MissingDependencyError as error:
+    print(error)
+"""
+    done = run_python("-c", code, cwd=tmp_path)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "(0.5, 0.9)",
+        "Drawing PNG files and figures needs matplotlib, which is not installed. Run: pip install 'headstart[plots]'",
+    ]
+    assert not (tmp_path / "history.png").exists()
 
 
 def test_a_history_without_rows_is_refused(tmp_path: Path) -> None:
@@ -199,10 +228,10 @@ def test_a_history_without_rows_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("best", [-1, 2])
 def test_a_best_epoch_outside_is_refused(best: int) -> None:
     with pytest.raises(DataError, match=f"The best epoch is {best}, but the history has the epochs 0 to 1."):
-        draw_history(make_rows([0.5, 0.6]), title="", best_epoch=best)
+        describe_history(make_rows([0.5, 0.6]), best_epoch=best)
 
 
-def test_png_is_the_same_for_the_same_rows(tmp_path: Path) -> None:
+def test_png_is_the_same_for_the_same_rows(figures: None, tmp_path: Path) -> None:
     rows = make_rows([0.5, 0.7, 0.8])
     for name in ("one", "two"):
         plot_history(rows, tmp_path / name, title="a training", best_epoch=2, num_validation=50)
@@ -217,7 +246,7 @@ def test_png_is_the_same_for_the_same_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("title", ["$\\frac$", "[bold]", "猫と犬", "a\x1b[31mb\n", "x" * 500])
-def test_any_title_and_name_can_be_drawn(tmp_path: Path, title: str) -> None:
+def test_any_title_and_name_can_be_drawn(figures: None, tmp_path: Path, title: str) -> None:
     rows = make_rows([0.5, 0.7])
     plot_history(rows, tmp_path / "history.png", title=title)
     plot_curves({title: rows, f"_{title}": rows}, tmp_path / "curves.png", title=title, num_validation=50)
@@ -225,7 +254,7 @@ def test_any_title_and_name_can_be_drawn(tmp_path: Path, title: str) -> None:
         assert image.width == 1350
 
 
-def test_diverged_losses_can_be_drawn(tmp_path: Path) -> None:
+def test_diverged_losses_can_be_drawn(figures: None, tmp_path: Path) -> None:
     rows = [EpochRow(epoch, 0, math.nan, 0.5, math.inf, 0.5, 0.1, 1.0) for epoch in range(3)]
     plot_history(rows, tmp_path / "history.png", title="", best_epoch=0, num_validation=10)
     assert (tmp_path / "history.png").stat().st_size > 0
@@ -264,22 +293,25 @@ def test_a_curve_of_one_row_has_no_slope_and_leaves_the_others_theirs() -> None:
 
 
 def test_curves_and_bands_are_the_numbers() -> None:
-    figure = draw_curves(CURVES, title="what transfer bought", num_validation=50)
-    axes, _ = figure.axes
-    assert [get_points(line) for line in axes.lines] == [
+    plot = describe_curves(CURVES, title="what transfer bought", num_validation=50)
+    assert [line.name for line in plot.lines] == list(CURVES)
+    for line, rows in zip(plot.lines, CURVES.values(), strict=True):
+        assert get_points(line.x, line.y) == [(row.epoch, row.validation_accuracy) for row in rows]
+        ends = [wilson_interval(round(row.validation_accuracy * 50), 50) for row in rows]
+        assert list(zip(line.low, line.high, strict=True)) == ends
+
+
+def test_curves_can_be_told_apart(figures: None) -> None:
+    axes, _ = draw_curves(CURVES, title="what transfer bought", num_validation=50).axes
+    assert [get_points(*line.get_xydata().T) for line in axes.lines] == [
         [(row.epoch, row.validation_accuracy) for row in rows] for rows in CURVES.values()
     ]
-    assert get_legend(axes) == list(CURVES)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(CURVES)
     assert len({line.get_color() for line in axes.lines}) == 3
-    assert len({line.get_linestyle() for line in axes.lines}) == 3
     assert len({line.get_marker() for line in axes.lines}) == 3
-    for band, rows in zip(axes.collections, CURVES.values(), strict=True):
-        heights = [y for x, y in band.get_paths()[0].vertices if x == len(rows) - 1]
-        hits = round(rows[-1].validation_accuracy * 50)
-        assert (min(heights), max(heights)) == pytest.approx(wilson_interval(hits, 50))
 
 
-def test_table_below_the_curves() -> None:
+def test_table_below_the_curves(figures: None) -> None:
     _, below = draw_curves(CURVES, title="", num_validation=50).axes
     [table] = below.tables
     cells = {place: cell.get_text().get_text() for place, cell in table.get_celld().items()}
@@ -297,7 +329,9 @@ def test_table_below_the_curves() -> None:
     ]
 
 
-def test_table_and_axis_do_not_overlap() -> None:
+def test_table_and_axis_do_not_overlap(figures: None) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     figure = draw_curves(CURVES, title="", num_validation=50)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -314,9 +348,9 @@ def test_table_and_axis_do_not_overlap() -> None:
 @pytest.mark.parametrize("number", [0, 6])
 def test_too_many_curves_and_none_are_refused(number: int) -> None:
     with pytest.raises(DataError, match=f"{number} curves cannot be drawn in one picture. Expected 1 to 5."):
-        draw_curves({str(i): make_rows([0.5]) for i in range(number)}, title="", num_validation=10)
+        describe_curves({str(i): make_rows([0.5]) for i in range(number)}, title="", num_validation=10)
 
 
 def test_a_curve_without_rows_is_refused() -> None:
     with pytest.raises(DataError, match="has no row yet"):
-        draw_curves({"one": make_rows([0.5]), "two": []}, title="", num_validation=10)
+        describe_curves({"one": make_rows([0.5]), "two": []}, title="", num_validation=10)

@@ -163,6 +163,26 @@ class Evaluation:
         ready: dict[str, Any] = _make_json_ready(figures, digits=12)
         return ready | {"confusion_matrix": confusion.tolist()}
 
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        from headstart.evaluation_plots import render_evaluation
+
+        return render_evaluation(self)
+
+    def plot_reliability(self) -> Any:
+        """A matplotlib Figure of accuracy against stated probability. Raises MissingDependencyError without it."""
+        from headstart.evaluation_plots import describe_reliability
+        from headstart.plot_figure import draw_figure
+
+        return draw_figure(describe_reliability(self, self.compute_figures()))
+
+    def plot_confidence(self) -> Any:
+        """The same for the accuracy on the pictures that are kept when the least sure go to a person."""
+        from headstart.evaluation_plots import describe_confidence
+        from headstart.plot_figure import draw_figure
+
+        return draw_figure(describe_confidence(self))
+
     def to_csv(self) -> bytes:
         """UTF-8 CSV, one line per picture: path,sha256,true,predicted,probability_<class>...,correct.
 

@@ -10,7 +10,8 @@ from typing import Literal
 class Line:
     """One series. `x` and `y` are as long; `low` and `high`, where given, bound a band round the line.
 
-    "points" are not joined; "bars" stand on 0, as wide as the spacing of `x`. `texts` label single points.
+    "points" are not joined; "bars" stand on 0, as wide as the spacing of `x`. `texts` label single points; `band_name`
+    names the band in the legend. Where a value is nan or infinite, nothing is drawn.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Line:
     high: tuple[float, ...] = ()
     style: Literal["solid", "dashed", "points", "bars"] = "solid"
     texts: tuple[str, ...] = ()
+    band_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Axes with their lines. Ranges that are None follow from the data. Percent axes take fractions."""
+    """Axes with their lines. Ranges that are None follow from the data. Percent axes take fractions.
+
+    `x_is_whole` keeps ticks between whole numbers (epochs) away.
+    """
 
     title: str
     x_label: str
@@ -45,3 +50,4 @@ class Plot:
     y_is_percent: bool = False
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
+    x_is_whole: bool = False

@@ -5,31 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
-from matplotlib.transforms import Bbox
-
 from headstart._files import say_os_error, show_path, write_atomic
 from headstart.errors import DataError
+from headstart.plot_axes import COLORS, shorten
+from headstart.plot_figure import draw_axes, make_figure, save_figure
+from headstart.plots import Line, Plot
 from headstart.stats import format_percent, wilson_interval
 from headstart.tables import raise_bad_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; line style and marker differ as well.
-_BLUE, _ORANGE, _GREEN, _PURPLE, _BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
-_STYLES = ((_BLUE, "-", "o"), (_ORANGE, "--", "s"), (_GREEN, "-.", "^"), (_PURPLE, ":", "D"), (_BLACK, "-", "v"))
-_DPI = 150
+_MAX_CURVES = 5
 _MAX_TITLE_CHARS, _MAX_NAME_CHARS = 90, 40
 _NUM_FIRST_EPOCHS = 3  # over which the slope is taken
-_MAX_MARKED = 40  # points of a line that are drawn one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +102,52 @@ def read_history(path: Path) -> list[EpochRow]:
     return rows
 
 
+def describe_history(
+    rows: Sequence[EpochRow], *, best_epoch: int | None = None, num_validation: int | None = None
+) -> tuple[Plot, Plot]:
+    """Loss and accuracy of validation and training.
+
+    best_epoch: whose weights were kept. num_validation: how many pictures the validation accuracy is a share of, for
+    its 95 % Wilson interval as a band. Raises DataError where there is no row, or none of `best_epoch`.
+    """
+    _check_rows(rows, at_least=1)
+    if best_epoch is not None and not 0 <= best_epoch < len(rows):
+        raise DataError(f"The best epoch is {best_epoch}, but the history has the epochs 0 to {len(rows) - 1}.")
+    loss, accuracy = (_describe_course(rows, what, best_epoch, num_validation) for what in ("loss", "accuracy"))
+    return loss, accuracy
+
+
+def _describe_course(rows: Sequence[EpochRow], what: str, best_epoch: int | None, num_validation: int | None) -> Plot:
+    is_accuracy = what == "accuracy"
+    values = [getattr(row, f"validation_{what}") for row in rows]
+    # No number, no point: epoch 0 has no training.
+    train = [math.nan if (value := getattr(row, f"train_{what}")) is None else value for row in rows]
+    validation = _make_line("validation", values, num_validation if is_accuracy else None)
+    if validation.low:
+        validation = replace(validation, band_name=f"95 % interval ({num_validation:,} pictures)")
+    lines = [validation, replace(_make_line("training", train), style="dashed")]
+    if best_epoch is not None:
+        value = values[best_epoch]
+        shown = f"{format_percent(value)} %" if is_accuracy else f"{value:.3f}"
+        lines.append(Line(f"best: epoch {best_epoch}, {shown}", (float(best_epoch),), (value,), style="points"))
+    return _make_plot(f"{what.capitalize()} by epoch", what, lines)
+
+
+def describe_curves(curves: Mapping[str, Sequence[EpochRow]], *, title: str, num_validation: int) -> Plot:
+    """The validation accuracy of several trainings on the same pictures, with 95 % Wilson bands for `num_validation`.
+
+    One to five curves. Raises DataError for another number of curves and where a curve has no row.
+    """
+    if not 1 <= len(curves) <= _MAX_CURVES:
+        raise DataError(f"{len(curves)} curves cannot be drawn in one picture. Expected 1 to {_MAX_CURVES}.")
+    lines = []
+    for number, (name, rows) in enumerate(curves.items()):
+        _check_rows(rows, at_least=1)
+        line = _make_line(shorten(name, _MAX_NAME_CHARS), [row.validation_accuracy for row in rows], num_validation)
+        lines.append(replace(line, style="dashed") if number % 2 else line)
+    return _make_plot(shorten(title, _MAX_TITLE_CHARS), "validation accuracy", lines)
+
+
 def plot_history(
     rows: Sequence[EpochRow],
     path: Path,
@@ -116,69 +157,38 @@ def plot_history(
     num_validation: int | None = None,
 ) -> None:
     """Write `draw_history` as a PNG of 1350 x 630 pixels. The same arguments give the same bytes."""
-    _save(draw_history(rows, title=title, best_epoch=best_epoch, num_validation=num_validation), path)
+    save_figure(draw_history(rows, title=title, best_epoch=best_epoch, num_validation=num_validation), path)
 
 
 def draw_history(
     rows: Sequence[EpochRow], *, title: str, best_epoch: int | None = None, num_validation: int | None = None
 ) -> Figure:
-    """Loss and accuracy of training and validation, side by side.
-
-    best_epoch: whose weights were kept. num_validation: how many pictures the validation accuracy is a share of, for
-    its 95 % Wilson interval as a band. Raises DataError where there is no row, or none of `best_epoch`.
-    """
-    _check_rows(rows, at_least=1)
-    if best_epoch is not None and not 0 <= best_epoch < len(rows):
-        raise DataError(f"The best epoch is {best_epoch}, but the history has the epochs 0 to {len(rows) - 1}.")
-    figure = _make_figure(title, height=4.2)
-    for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        _prepare(axes, rows[-1].epoch, what)
-        validation = [getattr(row, f"validation_{what}") for row in rows]
-        # No number, no point: epoch 0 has no training.
-        train = [math.nan if (value := getattr(row, f"train_{what}")) is None else value for row in rows]
-        handles = [_plot_line(axes, train, _STYLES[1]), _plot_line(axes, validation, _STYLES[0])]
-        labels = ["training", "validation"]
-        if what == "accuracy" and num_validation is not None:
-            handles.append(_plot_band(axes, validation, num_validation, _BLUE, alpha=0.18))
-            labels.append(f"95 % interval ({num_validation:,} pictures)")
-        if best_epoch is not None:
-            value = validation[best_epoch]
-            handles += axes.plot(best_epoch, value, "*", color=_BLACK, markersize=12, zorder=5)
-            shown = f"{format_percent(value)} %" if what == "accuracy" else f"{value:.3f}"
-            labels.append(f"best: epoch {best_epoch}, {shown}")
-        axes.legend(handles, labels, fontsize=8.5, framealpha=0.85)
+    """`describe_history`, side by side. Raises as it does, and MissingDependencyError without matplotlib."""
+    plots = describe_history(rows, best_epoch=best_epoch, num_validation=num_validation)
+    figure = make_figure(9, 4.2)
+    figure.suptitle(shorten(title, _MAX_TITLE_CHARS), fontsize=12, parse_math=False)
+    for plot, axes in zip(plots, figure.subplots(1, 2), strict=True):
+        draw_axes(plot, axes, 450, 380)
     return figure
 
 
 def plot_curves(curves: Mapping[str, Sequence[EpochRow]], path: Path, *, title: str, num_validation: int) -> None:
     """Write `draw_curves` as a PNG, 1350 pixels wide. The same arguments give the same bytes."""
-    _save(draw_curves(curves, title=title, num_validation=num_validation), path)
+    save_figure(draw_curves(curves, title=title, num_validation=num_validation), path)
 
 
 def draw_curves(curves: Mapping[str, Sequence[EpochRow]], *, title: str, num_validation: int) -> Figure:
-    """The validation accuracy of several trainings on the same pictures, and `summarize_curves` as a table below.
+    """`describe_curves`, and `summarize_curves` as a table below.
 
-    With 95 % Wilson bands for `num_validation` pictures. One to five curves, told apart by colour, line and marker.
-    Raises DataError for another number of curves and where a curve has no row.
+    Raises as describe_curves does, and MissingDependencyError without matplotlib.
     """
-    if not 1 <= len(curves) <= len(_STYLES):
-        raise DataError(f"{len(curves)} curves cannot be drawn in one picture. Expected 1 to {len(_STYLES)}.")
-    summaries = summarize_curves(curves)
+    plot = describe_curves(curves, title=title, num_validation=num_validation)
     # In inches: the plot, and below it the table: two lines of header and a line for each curve.
     heights = (3.9, 0.26 * (len(curves) + 2))
-    figure = _make_figure(title, sum(heights))
+    figure = make_figure(9, sum(heights))
     axes, below = figure.subplots(2, 1, height_ratios=heights)
-    _prepare(axes, max(rows[-1].epoch for rows in curves.values()), "validation accuracy")
-    handles = []
-    for rows, style in zip(curves.values(), _STYLES, strict=False):
-        accuracy = [row.validation_accuracy for row in rows]
-        _plot_band(axes, accuracy, num_validation, style[0], alpha=0.12)
-        handles.append(_plot_line(axes, accuracy, style))
-    legend = axes.legend(handles, [str(number) for number in range(len(curves))], fontsize=9, framealpha=0.85)
-    for text, name in zip(legend.get_texts(), curves, strict=True):
-        text.set_parse_math(False)  # a name may hold $, or begin with _, which a legend would leave out
-        text.set_text(_shorten(name, _MAX_NAME_CHARS))
-    _draw_table(below, summaries, num_validation)
+    draw_axes(plot, axes, 900, 390)
+    _draw_table(below, summarize_curves(curves), num_validation)
     return figure
 
 
@@ -220,43 +230,18 @@ def _parse_row(cells: Sequence[str]) -> EpochRow:
     return EpochRow(**values)
 
 
-def _make_figure(title: str, height: float) -> Figure:
-    figure = Figure(figsize=(9, height), dpi=_DPI, layout="constrained")
-    figure.suptitle(_shorten(title, _MAX_TITLE_CHARS), fontsize=12, parse_math=False)
-    return figure
+def _make_line(name: str, values: Sequence[float], num_pictures: int | None = None) -> Line:
+    """A line over the epochs 0, 1, 2 and so on; shares of `num_pictures` get their interval."""
+    epochs = tuple(float(epoch) for epoch in range(len(values)))
+    if num_pictures is None:
+        return Line(name, epochs, tuple(values))
+    low, high = zip(*(_compute_interval(value, num_pictures) for value in values), strict=True)
+    return Line(name, epochs, tuple(values), low, high)
 
 
-def _shorten(text: str, max_chars: int) -> str:
-    shown = show_path(text)
-    return shown if len(shown) <= max_chars else shown[: max_chars - 1] + "…"
-
-
-def _prepare(axes: Axes, last_epoch: int, what: str) -> None:
-    axes.set_xlabel("epoch (0 is the start)")
-    axes.set_ylabel(what)
-    axes.grid(color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
-    margin = 0.03 * last_epoch or 0.5
-    axes.set_xlim(-margin, last_epoch + margin)
-    if what.endswith("accuracy"):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-
-
-def _plot_line(axes: Axes, values: Sequence[float], style: tuple[str, str, str]) -> Any:
-    """A line over the epochs 0, 1, 2 and so on."""
-    color, line, marker = style
-    marker = marker if len(values) <= _MAX_MARKED else ""
-    [drawn] = axes.plot(values, line, marker=marker, color=color, linewidth=1.8, markersize=4.5)
-    return drawn
-
-
-def _plot_band(axes: Axes, accuracy: Sequence[float], num_pictures: int, color: str, alpha: float) -> Any:
-    low, high = zip(*(_compute_interval(value, num_pictures) for value in accuracy), strict=True)
-    if len(accuracy) == 1:  # a band of no width would not be seen
-        return axes.vlines(0, low, high, color=color, alpha=0.5, linewidth=3)
-    return axes.fill_between(range(len(accuracy)), low, high, color=color, alpha=alpha, linewidth=0)
+def _make_plot(title: str, y_label: str, lines: Sequence[Line]) -> Plot:
+    is_percent = y_label.endswith("accuracy")
+    return Plot(title, "epoch (0 is the start)", y_label, tuple(lines), y_is_percent=is_percent, x_is_whole=True)
 
 
 def _compute_interval(accuracy: float, num_pictures: int) -> tuple[float, float]:
@@ -271,13 +256,13 @@ def _draw_table(axes: Axes, summaries: Sequence[CurveSummary], num_validation: i
         low, high = _compute_interval(each.asymptote, num_validation)
         rows.append(
             [
-                _shorten(each.name, _MAX_NAME_CHARS),
+                shorten(each.name, _MAX_NAME_CHARS),
                 f"{format_percent(each.start)} %",
                 "-" if each.slope is None else f"{100 * each.slope:+.1f}",
                 f"{format_percent(each.asymptote)} % ({format_percent(low)} to {format_percent(high)})",
             ]
         )
-    table = axes.table(rows, cellLoc="center", colWidths=[0.34, 0.18, 0.22, 0.26], bbox=Bbox.unit())
+    table = axes.table(rows, cellLoc="center", colWidths=[0.34, 0.18, 0.22, 0.26], bbox=(0, 0, 1, 1))
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     for (row, column), cell in table.get_celld().items():
@@ -287,13 +272,4 @@ def _draw_table(axes: Axes, summaries: Sequence[CurveSummary], num_validation: i
             cell.set_height(2 * cell.get_height())  # two lines; the table is then scaled to its box
         if column == 0:
             cell.get_text().set_horizontalalignment("left")
-            cell.get_text().set_color(_STYLES[row - 1][0] if row else _BLACK)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    image = io.BytesIO()
-    with warnings.catch_warnings():
-        # A name in a script that Matplotlib's own font lacks is drawn as boxes; nobody can act on the warning.
-        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
-        figure.savefig(image, format="png", metadata={"Software": None})
-    write_atomic(path, image.getvalue())
+            cell.get_text().set_color(COLORS[row - 1] if row else "black")
