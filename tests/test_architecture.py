@@ -22,15 +22,18 @@ PACKAGES = {"", "backbones", "heads", "finetuning", "recipes", "insight", "repor
 LAYERS = [
     "errors recipes.recipe plots",
     "_files formats parallel graph metrics stats onnx_reader heads.fitting",
-    "decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
+    "plot_axes decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
     "backbones.weights_file heads.linear heads.dense public_datasets finetuning.augmentation finetuning.flip_check "
     "finetuning.checkpoints finetuning.layer_table",
+    "plot_labels",
+    "plot_svg plot_figure",
+    "evaluation_plots",
     "dataset pictures evaluation artifact_metadata backbones.catalog backbones.weights_download finetuning.mixing finetuning.history",
     "config splits data_check artifact features backbones.weights backbones.network_layers "
     "finetuning.augmentation_picture recipes.vgg16_dense100 "
     "recipes.vgg16_average recipes.inception_v3_mixed7 recipes.inception_v3_average recipes.resnet50_cifar10",
     "cli_options heads.selection prediction report.content summary terminal predictions_output backbones.torch_network finetuning.rows",
-    "heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
+    "contact_sheet heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
     "backbones.exported backbones.from_file finetuning.cut heads.cached insight.imagenet_distance",
     "backbones.loading finetuning.model",
     "backbones.listing",
@@ -147,7 +150,7 @@ TORCH = ("torch", "timm", "torchvision", "safetensors", "huggingface_hub", "onnx
 # What needs the extra torch, and what opens connections: to the hub, when weights or a public collection are asked for.
 USES_TORCH = re.compile(
     r"finetuning\.(?!augmentation$|flip_check$)\w+|public_datasets|recipes\.\w+"
-    r"|backbones\.(listing|network_layers|onnx_export|torch_network|weights\w*)"
+    r"|plot_figure|backbones\.(listing|network_layers|onnx_export|torch_network|weights\w*)"
 )
 OPENS_CONNECTIONS = {
     "backbones.weights_download imports urllib.error",
