@@ -55,7 +55,9 @@ def render_page(report: Report, *, on_progress: Callable[[int, int], None] | Non
     own = galleries[: len(galleries) - sum(len(section.galleries) for section in report.sections)]
     sheet = Gallery("sheet", "Pictures", "", tuple(chain.from_iterable(items for _, _, items in report.sheet)))
     data = _make_data(report, figures, galleries, sheet, on_progress)
-    style, script = (_read(name) for name in ("page.css", "page.js"))
+    style = _read("page.css")
+    # One scope of its own, so that nothing of the page becomes a global name.
+    script = '"use strict";\n(() => {\n' + _read("gallery.js") + _read("page.js") + "})();\n"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, finalize=_show, trim_blocks=True, lstrip_blocks=True
     )
