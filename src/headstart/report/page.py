@@ -6,10 +6,10 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import files
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import jinja2
@@ -19,6 +19,7 @@ from markupsafe import Markup
 from headstart._files import show_path
 from headstart.data_check import DataReport
 from headstart.evaluation import Evaluation, escape_text
+from headstart.plots import Plot
 from headstart.report.content import Gallery, GalleryItem, Report
 from headstart.report.thumbnails import Thumbnail, Wanted, make_thumbnails, plan_sides
 from headstart.stats import format_percent
@@ -38,21 +39,18 @@ _FIGURES = (
 
 
 def render_page(report: Report, *, on_progress: Callable[[int, int], None] | None = None) -> str:
-    """The whole page; it holds no lone surrogate, so that it can be written as UTF-8. The same report gives the same text.
+    """The whole page, ready to be written as UTF-8; the same report gives the same text.
 
     Pictures are read from their paths as they are now: what is gone, or has other bytes than the item's `sha256`, is
     replaced by the reason. The gallery with the key "mistakes" holds the evaluation's mistakes, all of them, the surest
     first: what the report's own gallery of that key says of a picture (neighbours, heat map, note) is taken over.
     `on_progress(done, total)` counts pictures.
     """
-    from headstart.plot_svg import render_svg
-
     figures = report.figures
     if figures is None and report.evaluation is not None:
         figures = report.evaluation.compute_figures()
     galleries = _collect_galleries(report)
-    numbers = {id(gallery): number for number, gallery in enumerate(galleries)}
-    own = galleries[: len(galleries) - sum(len(section.galleries) for section in report.sections)]
+    num_own = len(galleries) - sum(len(section.galleries) for section in report.sections)
     sheet = Gallery("sheet", "Pictures", "", tuple(chain.from_iterable(items for _, _, items in report.sheet)))
     data = _make_data(report, figures, galleries, sheet, on_progress)
     style = _read("page.css")
@@ -68,17 +66,28 @@ def render_page(report: Report, *, on_progress: Callable[[int, int], None] | Non
         tiles=_FIGURES,
         pairs=report.evaluation.most_confused(NUM_PAIRS) if report.evaluation else [],
         most_frequent=max(figures["per_class"], key=lambda row: row["n"]) if figures else None,
-        galleries=own,
-        number_of=lambda gallery: numbers[id(gallery)],
-        sheet_starts=np.cumsum([0, *(len(items) for _, _, items in report.sheet)]).tolist(),
+        galleries=galleries[:num_own],
+        section_starts=_number_from(num_own, (section.galleries for section in report.sections)),
+        sheet_starts=_number_from(0, (items for _, _, items in report.sheet)),
         faults=_group_problems(report.data) if report.data else [],
-        draw=lambda plot: Markup(render_svg(plot)),
+        draw=_draw,
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash_source(style),
         script_hash=_hash_source(script),
         data=Markup(data),
     )
+
+
+def _number_from(start: int, groups: Iterable[Sequence[Any]]) -> list[int]:
+    """The number of every group's first member, where the members are numbered through from `start`."""
+    return list(accumulate(map(len, groups), initial=start))
+
+
+def _draw(plot: Plot) -> Markup:
+    from headstart.plot_svg import render_svg
+
+    return Markup(render_svg(plot))
 
 
 def _read(name: str) -> str:
@@ -153,7 +162,12 @@ def _make_data(
         "names": [escape_text(name) for name in report.classes],
         "counts": [[i, j, count] for i, row in enumerate(matrix) for j, count in enumerate(row) if count],
         "galleries": [
-            {"key": each.key, "title": show_path(each.title), "decides": each.decides, "items": list(map(tell, each.items))}
+            {
+                "key": each.key,
+                "title": show_path(each.title),
+                "decides": each.decides,
+                "items": list(map(tell, each.items)),
+            }
             for each in (*galleries, sheet)
         ],
         "pictures": pictures,
