@@ -75,7 +75,7 @@ function drawHeat([rows, columns, code, [top, left, boxHeight, boxWidth]], width
   return canvas;
 }
 function tellPath(path) {
-  const cut = Math.max(path.lastIndexOf("/"), path.lastIndexOf("\\")) + 1;
+  const cut = path.lastIndexOf(path.includes("/") ? "/" : "\\") + 1;
   return el("span", { className: "path" },
     el("span", { className: "where", title: path }, el("span", { className: "folder" }, path.slice(0, cut)), el("bdi", {}, path.slice(cut))),
     button("Copy", (event) => copy(path, event.currentTarget), { className: "copy", ariaLabel: `Copy the path ${path}` }));
@@ -339,7 +339,7 @@ const viewer = {
         pixels ? el("p", { className: "muted" }, pixels) : null,
         item.near ? el("h3", {}, "Nearest training pictures") : null,
         item.near ? el("div", { className: "nears large" }, ...item.near.map((near) => el("figure", {}, tellNeighbour(near, item, 96),
-          el("figcaption", {}, named(near[1]), ` ${near[2].toFixed(2)}`)))) : null));
+          el("figcaption", {}, named(near[1]), el("span", { className: "count" }, near[2].toFixed(2)))))) : null));
     const target = focused && this.dialog.querySelector(`[data-role="${focused}"]:not([disabled])`);
     if (target) target.focus();
     else if (this.dialog.open && !this.dialog.contains(document.activeElement)) this.dialog.querySelector(".close").focus();

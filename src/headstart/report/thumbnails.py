@@ -39,7 +39,7 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A picture to embed. `sha256`, where it is not "", is compared with the file's; `is_small` asks for half the side."""
+    """A picture to embed. `sha256`, unless "", is compared with the file's; `is_small` asks for half the side."""
 
     path: str
     sha256: str = ""
