@@ -1,0 +1,276 @@
+"""Labels that look wrong, from out-of-fold probabilities: how many there are, and which.
+
+A label is taken as drawn from a mixture: from the classifier's probabilities, sharpened by one exponent, or at random,
+at a rate that is estimated (Copas 1988, contaminated binary regression, here for K classes). Doubtful pictures are
+explained by the probabilities and wrong labels only by the contamination, so a classifier that is often mistaken does
+not make labels look wrong. The count of confident learning (Northcutt, Jiang and Chuang 2021) does not make this
+difference: on 5,000 pictures of CIFAR-10 with the labels as published it names 298, and 426 after its calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq, minimize_scalar
+
+from headstart._files import show_path
+from headstart.evaluation import Evaluation, escape_text, quote_field
+from headstart.metrics import FloatArray, IntArray
+from headstart.report.content import Gallery, GalleryItem
+
+# The mixture is fitted to at most so many pictures, an even share of every class; the time does not grow beyond.
+_MAX_FIT_ROWS = 10_000
+_ROWS_AT_ONCE = 10_000
+_MAX_EM_STEPS = 200
+# Natural logarithms of the exponent; heads fitted to wrong labels are too timid, seldom too sure.
+_LOG_SHARPNESS = np.linspace(-1, 3, 17)
+_MAX_RATE = 0.9
+_CHI2_95 = 3.841  # quantile of chi-squared with one degree of freedom
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A picture whose label looks wrong; `label` and `suggested` number the classes.
+
+    The probabilities are the out-of-fold ones; `score`, 0 .. 1, is the probability that the label is wrong.
+    """
+
+    path: str
+    sha256: str
+    label: int
+    suggested: int
+    probability_label: float
+    probability_suggested: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Suspects:
+    """The listed suspects, the worst first, of `num_images` pictures.
+
+    `num_wrong` estimates how many labels are wrong in all, within `low` .. `high` at 95 % (profile likelihood);
+    `num_settled` labels were decided on before, count as right and are not listed.
+    """
+
+    classes: tuple[str, ...]
+    items: tuple[Suspect, ...]
+    num_images: int
+    num_wrong: float
+    low: float
+    high: float
+    num_settled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Mixture:
+    """p(label = k | picture) = (1 - sum(rates)) * softmax(sharpness * log probs)_k + rates_k; `loss` is the mean."""
+
+    loss: float
+    sharpness: float
+    rates: FloatArray
+
+
+def find_suspects(
+    evaluation_out_of_fold: Evaluation,
+    *,
+    num_listed: int | None = None,
+    settled: Collection[tuple[str, str]] = (),
+) -> Suspects:
+    """Estimate how many labels are wrong and list so many, the surest first.
+
+    The probabilities must come from fits that did not see the picture. `num_listed` lists more or fewer than the
+    estimate. `settled` are pairs of SHA-256 and class name that a person has confirmed.
+
+    One rate for all classes is used unless a rate for each fits better by Akaike's criterion, so that mistakes in one
+    direction (cats among the dogs, not dogs among the cats) are found where they are many. Labels that are wrong in one
+    direction for a large share of a class (a third of the cats) are learnt as true, and not seen.
+    """
+    rows = evaluation_out_of_fold
+    labels, probs = rows.labels, rows.probs
+    num_images, num_classes = probs.shape
+    chosen = np.argsort(labels, kind="stable")
+    chosen = chosen[np.linspace(0, num_images - 1, min(num_images, _MAX_FIT_ROWS)).round().astype(np.int64)]
+    logs, fitted_labels = _take_log(probs[chosen]), labels[chosen]
+    mixture = _fit_mixture(logs, fitted_labels, shared=True)
+    of_each = _fit_mixture(logs, fitted_labels, shared=False)
+    if len(chosen) * (mixture.loss - of_each.loss) > num_classes - 1:  # Akaike: one unit for each further rate
+        mixture = of_each
+    own, wrong = _score_labels(probs, labels, mixture)
+    named = zip(rows.sha256, (rows.classes[label] for label in labels), strict=True)
+    is_settled = np.array([pair in settled for pair in named], bool) if settled else np.zeros(num_images, bool)
+    wrong[is_settled] = 0
+    num_wrong, rate = float(wrong.sum()), float(mixture.rates.sum())
+    num_per_rate = num_wrong / rate if rate > 0 else (num_images - int(is_settled.sum())) * (1 - 1 / num_classes)
+    low, high = _find_interval(logs, fitted_labels, mixture)
+    # Where no contamination was found all scores are 0, and the least probable labels come first.
+    order = np.lexsort((own, -wrong))
+    order = order[~is_settled[order]][: round(num_wrong) if num_listed is None else num_listed]
+    others = probs[order].copy()
+    others[np.arange(len(order)), labels[order]] = -1
+    return Suspects(
+        classes=rows.classes,
+        items=tuple(
+            Suspect(
+                path=rows.paths[row],
+                sha256=rows.sha256[row],
+                label=int(labels[row]),
+                suggested=int(guess),
+                probability_label=float(probs[row, labels[row]]),
+                probability_suggested=float(probs[row, guess]),
+                score=float(wrong[row]),
+            )
+            for row, guess in zip(order.tolist(), others.argmax(axis=1).tolist(), strict=True)
+        ),
+        num_images=num_images,
+        num_wrong=num_wrong,
+        low=low * num_per_rate,
+        high=min(high * num_per_rate, float(num_images)),
+        num_settled=int(is_settled.sum()),
+    )
+
+
+def _take_log(probs: np.ndarray) -> FloatArray:
+    return np.log(np.maximum(probs, np.finfo(np.float32).tiny), dtype=np.float64)
+
+
+def _compute_own(logs: FloatArray, labels: IntArray, sharpness: float) -> FloatArray:
+    """Probability (N,) of each label after sharpening."""
+    scaled = logs * sharpness
+    scaled -= scaled.max(axis=1, keepdims=True)
+    np.exp(scaled, out=scaled)
+    return np.asarray(scaled[np.arange(len(labels)), labels] / scaled.sum(axis=1), np.float64)
+
+
+def _score_labels(probs: np.ndarray, labels: IntArray, mixture: _Mixture) -> tuple[FloatArray, FloatArray]:
+    """(N,) each: the probability of the label, and that it is wrong: drawn at random and not right by chance."""
+    own = np.empty(len(labels))
+    for start in range(0, len(labels), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        own[part] = _compute_own(_take_log(probs[part]), labels[part], mixture.sharpness)
+    rates = mixture.rates[labels]
+    return own, rates / (rates + (1 - mixture.rates.sum()) * own + np.finfo(float).tiny) * (1 - own)
+
+
+def _fit_mixture(
+    logs: FloatArray, labels: IntArray, shared: bool, total: float | None = None, near: float | None = None
+) -> _Mixture:
+    """Maximum likelihood over the sharpness and the rates, which are equal where `shared`.
+
+    `total` fixes the sum of the rates; `near` is a sharpness near which the best one lies.
+    """
+    num_classes = logs.shape[1]
+
+    def fit(log_sharpness: float) -> _Mixture:
+        sharpness = float(np.exp(log_sharpness))
+        own = _compute_own(logs, labels, sharpness)
+        loss, rates = _fit_rates(own, labels, num_classes, shared, total)
+        return _Mixture(loss, sharpness, rates)
+
+    if near is None:
+        middle = min(_LOG_SHARPNESS, key=lambda value: fit(value).loss)
+        half = float(_LOG_SHARPNESS[1] - _LOG_SHARPNESS[0])
+    else:
+        middle, half = float(np.log(near)), 1.0
+    found = minimize_scalar(
+        lambda value: fit(value).loss, bounds=(middle - half, middle + half), method="bounded", options={"xatol": 0.01}
+    )
+    return fit(found.x)
+
+
+def _fit_rates(
+    own: FloatArray, labels: IntArray, num_classes: int, shared: bool, total: float | None
+) -> tuple[float, FloatArray]:
+    """Mean loss and rates (K,) by expectation maximisation; the loss is convex in the rates."""
+    rates = np.full(num_classes, (0.05 if total is None else total) / num_classes)
+    before = np.inf
+    for step in range(_MAX_EM_STEPS):
+        density = (1 - rates.sum()) * own + rates[labels] + np.finfo(float).tiny
+        if step % 10 == 0:
+            loss = -float(np.log(density).mean())
+            if before - loss < 1e-8:
+                break
+            before = loss
+        counts = np.bincount(labels, rates[labels] / density, num_classes) / len(labels)
+        if shared:
+            counts[:] = counts.mean()
+        rates = counts * (min(1.0, _MAX_RATE / counts.sum()) if total is None else total / max(counts.sum(), 1e-300))
+    return loss, rates
+
+
+def _find_interval(logs: FloatArray, labels: IntArray, mixture: _Mixture) -> tuple[float, float]:
+    """Sums of rates at which twice the log likelihood falls by the chi-squared quantile."""
+    shared = bool(np.ptp(mixture.rates) == 0)
+    best = float(mixture.rates.sum())
+
+    def excess(total: float) -> float:
+        loss = _fit_mixture(logs, labels, shared, total, mixture.sharpness).loss
+        return 2 * len(labels) * (loss - mixture.loss) - _CHI2_95
+
+    low = 0.0 if excess(0.0) <= 0 else brentq(excess, 0.0, best, xtol=0.02 * best)
+    above = max(2 * best, 0.001)
+    while above < _MAX_RATE and excess(above) <= 0:
+        above *= 2
+    high = _MAX_RATE if above >= _MAX_RATE else brentq(excess, best, above, xtol=0.02 * above)
+    return float(low), float(high)
+
+
+def describe_suspects(suspects: Suspects) -> Gallery:
+    """The listed suspects with buttons to decide, and in words how many labels look wrong."""
+    items = tuple(
+        GalleryItem(
+            path=item.path,
+            sha256=item.sha256,
+            label=item.label,
+            predicted=item.suggested,
+            probability=item.probability_suggested,
+            note=_describe_suspect(item, suspects.classes),
+        )
+        for item in suspects.items
+    )
+    return Gallery("suspects", "Labels that look wrong", _describe_count(suspects), items, decides=True)
+
+
+def _describe_suspect(item: Suspect, classes: tuple[str, ...]) -> str:
+    given, suggested = show_path(classes[item.label]), show_path(classes[item.suggested])
+    return (
+        f"Labelled {given} ({item.probability_label:.1%}), looks like {suggested} ({item.probability_suggested:.1%}). "
+        f"The label is wrong with probability {item.score:.0%}."
+    )
+
+
+def _describe_count(suspects: Suspects) -> str:
+    count, low, high = (round(value) for value in (suspects.num_wrong, suspects.low, suspects.high))
+    of_all = f"of {suspects.num_images:,} labels"
+    parts = []
+    if count:
+        looks = "label looks" if count == 1 else "labels look"
+        parts.append(
+            f"About {count:,} {looks} wrong, {suspects.num_wrong / suspects.num_images:.1%} {of_all} "
+            f"(95 % interval {low:,} to {high:,})."
+        )
+    else:
+        parts.append(f"No label looks wrong {of_all}" + (f" (95 % interval 0 to {high:,})." if high else "."))
+    if suspects.items:
+        parts.append(
+            "They were judged by classifiers that did not see them; what these cannot tell apart looks wrong too. Look "
+            "at each and decide."
+        )
+    if suspects.num_settled:
+        parts.append(f"{suspects.num_settled:,} that you have decided on are not listed again.")
+    return " ".join(parts)
+
+
+def suspects_to_csv(suspects: Suspects) -> bytes:
+    """UTF-8 CSV, one line each: rank,path,sha256,label,suggested,probability_label,probability_suggested,score.
+
+    Texts are quoted and escaped as in rows.csv of an evaluation.
+    """
+    lines = ["rank,path,sha256,label,suggested,probability_label,probability_suggested,score"]
+    for rank, item in enumerate(suspects.items, start=1):
+        texts = (item.path, item.sha256, suspects.classes[item.label], suspects.classes[item.suggested])
+        numbers = (np.float32(item.probability_label), np.float32(item.probability_suggested), np.float32(item.score))
+        quoted = (quote_field(escape_text(text)) for text in texts)
+        lines.append(",".join((str(rank), *quoted, *map(str, numbers))))
+    return "\n".join([*lines, ""]).encode()
