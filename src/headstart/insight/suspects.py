@@ -9,16 +9,20 @@ difference: on 5,000 pictures of CIFAR-10 with the labels as published it names 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import csv
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
-from headstart._files import show_path
-from headstart.evaluation import Evaluation, escape_text, quote_field
+from headstart._files import say_os_error, show_path
+from headstart.errors import DataError
+from headstart.evaluation import Evaluation, escape_text, quote_field, unescape_text
 from headstart.metrics import FloatArray, IntArray
 from headstart.report.content import Gallery, GalleryItem
+from headstart.tables import raise_bad_rows
 
 # The mixture is fitted to at most so many pictures, an even share of every class; the time does not grow beyond.
 _MAX_FIT_ROWS = 10_000
@@ -27,6 +31,7 @@ _MAX_EM_STEPS = 200
 # Natural logarithms of the exponent; heads fitted to wrong labels are too timid, seldom too sure.
 _LOG_SHARPNESS = np.linspace(-1, 3, 17)
 _MAX_RATE = 0.9
+_HEADER = "rank,path,sha256,label,suggested,probability_label,probability_suggested,score"
 _CHI2_95 = 3.841  # quantile of chi-squared with one degree of freedom
 
 
@@ -242,24 +247,13 @@ def _describe_suspect(item: Suspect, classes: tuple[str, ...]) -> str:
 
 def _describe_count(suspects: Suspects) -> str:
     count, low, high = (round(value) for value in (suspects.num_wrong, suspects.low, suspects.high))
-    of_all = f"of {suspects.num_images:,} labels"
-    parts = []
-    if count:
-        looks = "label looks" if count == 1 else "labels look"
-        parts.append(
-            f"About {count:,} {looks} wrong, {suspects.num_wrong / suspects.num_images:.1%} {of_all} "
-            f"(95 % interval {low:,} to {high:,})."
-        )
-    else:
-        parts.append(f"No label looks wrong {of_all}" + (f" (95 % interval 0 to {high:,})." if high else "."))
+    head = f"About {count:,} {'label looks' if count == 1 else 'labels look'}" if count else "No label looks"
+    text = f"{head} wrong, of {suspects.num_images:,} (95 % interval {low:,} to {high:,})."
     if suspects.items:
-        parts.append(
-            "They were judged by classifiers that did not see them; what these cannot tell apart looks wrong too. Look "
-            "at each and decide."
-        )
+        text += " Classifiers that did not see the picture disagree with its label: look at each and decide."
     if suspects.num_settled:
-        parts.append(f"{suspects.num_settled:,} that you have decided on are not listed again.")
-    return " ".join(parts)
+        text += f" {suspects.num_settled:,} that you have decided on are not listed again."
+    return text
 
 
 def suspects_to_csv(suspects: Suspects) -> bytes:
@@ -267,10 +261,38 @@ def suspects_to_csv(suspects: Suspects) -> bytes:
 
     Texts are quoted and escaped as in rows.csv of an evaluation.
     """
-    lines = ["rank,path,sha256,label,suggested,probability_label,probability_suggested,score"]
+    lines = [_HEADER]
     for rank, item in enumerate(suspects.items, start=1):
         texts = (item.path, item.sha256, suspects.classes[item.label], suspects.classes[item.suggested])
         numbers = (np.float32(item.probability_label), np.float32(item.probability_suggested), np.float32(item.score))
         quoted = (quote_field(escape_text(text)) for text in texts)
         lines.append(",".join((str(rank), *quoted, *map(str, numbers))))
     return "\n".join([*lines, ""]).encode()
+
+
+def read_suspects(path: str | os.PathLike[str], classes: Sequence[str]) -> tuple[Suspect, ...]:
+    """What `suspects_to_csv` wrote. `classes` are the classifier's. Raises DataError that lists what does not fit."""
+    shown = show_path(os.fspath(path))
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header, *rows = list(csv.reader(file, strict=True)) or [[]]
+    except (OSError, ValueError, csv.Error) as error:
+        reason = say_os_error(error) if isinstance(error, (OSError, ValueError)) else str(error)
+        raise DataError(f"{shown} cannot be read: {reason}.") from None
+    if header != _HEADER.split(","):
+        raise DataError(f"{shown} is not a list of suspects. Expected the columns {_HEADER}. Train again to write it.")
+    numbers = {name: number for number, name in enumerate(classes)}
+    suspects, bad = [], []
+    for number, row in enumerate(rows, start=1):
+        try:
+            _, picture, sha256, label, suggested, *figures = row
+            names = [unescape_text(name) for name in (label, suggested)]
+            suspect = Suspect(unescape_text(picture), sha256, *(numbers[name] for name in names), *map(float, figures))
+        except KeyError as error:
+            bad.append(f"row {number}: {error.args[0]!r} is no class of this classifier")
+        except (ValueError, TypeError):
+            bad.append(f"row {number}: expected {len(header)} fields, the last three of them numbers")
+        else:
+            suspects.append(suspect)
+    raise_bad_rows(shown, bad)
+    return tuple(suspects)
