@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
@@ -28,9 +29,12 @@ from headstart.tables import raise_bad_rows
 _MAX_FIT_ROWS = 10_000
 _ROWS_AT_ONCE = 10_000
 _MAX_EM_STEPS = 200
-# Natural logarithms of the exponent; heads fitted to wrong labels are too timid, seldom too sure.
-_LOG_SHARPNESS = np.linspace(-1, 3, 17)
+# The logarithm of the exponent goes in steps of 0.02, from -1 to 3: heads fitted to wrong labels are too timid.
+_STEP = 0.02
+_STEPS = range(-50, 151, 20)
 _MAX_RATE = 0.9
+_NO_RATE = 1e-6
+OwnAt = Callable[[int], FloatArray]  # step of sharpness to the probability (N,) of each label
 _HEADER = "rank,path,sha256,label,suggested,probability_label,probability_suggested,score"
 _CHI2_95 = 3.841  # quantile of chi-squared with one degree of freedom
 
@@ -55,8 +59,8 @@ class Suspect:
 class Suspects:
     """The listed suspects, the worst first, of `num_images` pictures.
 
-    `num_wrong` estimates how many labels are wrong in all, within `low` .. `high` at 95 % (profile likelihood);
-    `num_settled` labels were decided on before, count as right and are not listed.
+    `num_wrong` estimates how many labels are wrong in all, within `low` .. `high` at 95 % (profile likelihood), beside
+    the `num_settled` ones that count as right.
     """
 
     classes: tuple[str, ...]
@@ -83,10 +87,10 @@ def find_suspects(
     num_listed: int | None = None,
     settled: Collection[tuple[str, str]] = (),
 ) -> Suspects:
-    """Estimate how many labels are wrong and list so many, the surest first.
+    """Estimate how many labels are wrong and list so many (or `num_listed`), the surest first.
 
-    The probabilities must come from fits that did not see the picture. `num_listed` lists more or fewer than the
-    estimate. `settled` are pairs of SHA-256 and class name that a person has confirmed.
+    The probabilities must come from fits that did not see the picture. `settled` are pairs of SHA-256 and class name
+    that a person has confirmed: they take no part.
 
     One rate for all classes is used unless a rate for each fits better by Akaike's criterion, so that mistakes in one
     direction (cats among the dogs, not dogs among the cats) are found where they are many. Labels that are wrong in one
@@ -95,23 +99,26 @@ def find_suspects(
     rows = evaluation_out_of_fold
     labels, probs = rows.labels, rows.probs
     num_images, num_classes = probs.shape
-    chosen = np.argsort(labels, kind="stable")
-    chosen = chosen[np.linspace(0, num_images - 1, min(num_images, _MAX_FIT_ROWS)).round().astype(np.int64)]
-    logs, fitted_labels = _take_log(probs[chosen]), labels[chosen]
-    mixture = _fit_mixture(logs, fitted_labels, shared=True)
-    of_each = _fit_mixture(logs, fitted_labels, shared=False)
+    named = zip(rows.sha256, (rows.classes[label] for label in labels), strict=True)
+    is_open = np.array([pair not in settled for pair in named], bool)
+    by_class = np.argsort(labels, kind="stable")
+    by_class = by_class[is_open[by_class]]
+    if not (num_open := len(by_class)):
+        return Suspects(rows.classes, (), num_images, 0.0, 0.0, 0.0, num_images)
+    chosen = by_class[np.linspace(0, num_open - 1, min(num_open, _MAX_FIT_ROWS)).round().astype(np.int64)]
+    logs, fitted = _take_log(probs[chosen]), labels[chosen]
+    own_at = cache(lambda step: _compute_own(logs, fitted, float(np.exp(step * _STEP))))
+    mixture = _fit_mixture(own_at, fitted, num_classes, shared=True, total=None)
+    of_each = _fit_mixture(own_at, fitted, num_classes, shared=False, total=None)
     if len(chosen) * (mixture.loss - of_each.loss) > num_classes - 1:  # Akaike: one unit for each further rate
         mixture = of_each
     own, wrong = _score_labels(probs, labels, mixture)
-    named = zip(rows.sha256, (rows.classes[label] for label in labels), strict=True)
-    is_settled = np.array([pair in settled for pair in named], bool) if settled else np.zeros(num_images, bool)
-    wrong[is_settled] = 0
-    num_wrong, rate = float(wrong.sum()), float(mixture.rates.sum())
-    num_per_rate = num_wrong / rate if rate > 0 else (num_images - int(is_settled.sum())) * (1 - 1 / num_classes)
-    low, high = _find_interval(logs, fitted_labels, mixture)
+    num_wrong, rate = float(wrong[is_open].sum()), float(mixture.rates.sum())
+    num_per_rate = num_wrong / rate if rate > _NO_RATE else num_open * (1 - 1 / num_classes)
+    low, high = _find_interval(own_at, fitted, mixture)
     # Where no contamination was found all scores are 0, and the least probable labels come first.
     order = np.lexsort((own, -wrong))
-    order = order[~is_settled[order]][: round(num_wrong) if num_listed is None else num_listed]
+    order = order[is_open[order]][: round(num_wrong) if num_listed is None else num_listed]
     others = probs[order].copy()
     others[np.arange(len(order)), labels[order]] = -1
     return Suspects(
@@ -131,8 +138,8 @@ def find_suspects(
         num_images=num_images,
         num_wrong=num_wrong,
         low=low * num_per_rate,
-        high=min(high * num_per_rate, float(num_images)),
-        num_settled=int(is_settled.sum()),
+        high=min(high * num_per_rate, float(num_open)),
+        num_settled=num_images - num_open,
     )
 
 
@@ -158,29 +165,16 @@ def _score_labels(probs: np.ndarray, labels: IntArray, mixture: _Mixture) -> tup
     return own, rates / (rates + (1 - mixture.rates.sum()) * own + np.finfo(float).tiny) * (1 - own)
 
 
-def _fit_mixture(
-    logs: FloatArray, labels: IntArray, shared: bool, total: float | None = None, near: float | None = None
-) -> _Mixture:
-    """Maximum likelihood over the sharpness and the rates, which are equal where `shared`.
+def _fit_mixture(own_at: OwnAt, labels: IntArray, num_classes: int, shared: bool, total: float | None) -> _Mixture:
+    """Maximum likelihood over the sharpness and the rates, which are equal where `shared` and sum to `total` if any."""
 
-    `total` fixes the sum of the rates; `near` is a sharpness near which the best one lies.
-    """
-    num_classes = logs.shape[1]
+    def fit(step: float) -> _Mixture:
+        loss, rates = _fit_rates(own_at(round(step)), labels, num_classes, shared, total)
+        return _Mixture(loss, float(np.exp(round(step) * _STEP)), rates)
 
-    def fit(log_sharpness: float) -> _Mixture:
-        sharpness = float(np.exp(log_sharpness))
-        own = _compute_own(logs, labels, sharpness)
-        loss, rates = _fit_rates(own, labels, num_classes, shared, total)
-        return _Mixture(loss, sharpness, rates)
-
-    if near is None:
-        middle = min(_LOG_SHARPNESS, key=lambda value: fit(value).loss)
-        half = float(_LOG_SHARPNESS[1] - _LOG_SHARPNESS[0])
-    else:
-        middle, half = float(np.log(near)), 1.0
-    found = minimize_scalar(
-        lambda value: fit(value).loss, bounds=(middle - half, middle + half), method="bounded", options={"xatol": 0.01}
-    )
+    middle = min(_STEPS, key=lambda step: fit(step).loss)  # there may be several minima
+    bounds = (middle - _STEPS.step, middle + _STEPS.step)
+    found = minimize_scalar(lambda step: fit(step).loss, bounds=bounds, method="bounded", options={"xatol": 0.5})
     return fit(found.x)
 
 
@@ -204,13 +198,13 @@ def _fit_rates(
     return loss, rates
 
 
-def _find_interval(logs: FloatArray, labels: IntArray, mixture: _Mixture) -> tuple[float, float]:
+def _find_interval(own_at: OwnAt, labels: IntArray, mixture: _Mixture) -> tuple[float, float]:
     """Sums of rates at which twice the log likelihood falls by the chi-squared quantile."""
     shared = bool(np.ptp(mixture.rates) == 0)
     best = float(mixture.rates.sum())
 
     def excess(total: float) -> float:
-        loss = _fit_mixture(logs, labels, shared, total, mixture.sharpness).loss
+        loss = _fit_mixture(own_at, labels, len(mixture.rates), shared, total).loss
         return 2 * len(labels) * (loss - mixture.loss) - _CHI2_95
 
     low = 0.0 if excess(0.0) <= 0 else brentq(excess, 0.0, best, xtol=0.02 * best)
