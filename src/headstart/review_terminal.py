@@ -30,7 +30,7 @@ def review_suspects(
     waiting = deque(each for each in suspects if (each.sha256, classes[each.label]) not in done)
     answers = iter(lines)
     counts: Counter[str] = Counter()
-    console.print(Text(f"{len(waiting):,} of {len(suspects):,} suspects to decide on. {_HELP}"))
+    console.print(Text(f"{len(waiting):,} of {len(suspects):,} suspects to decide on. {_HELP}"), soft_wrap=True)
     while waiting:
         suspect = waiting[0]
         console.print(_show_suspect(suspect, classes), soft_wrap=True)
@@ -41,7 +41,7 @@ def review_suspects(
             try:
                 taken = undo(journal)
             except DataError as error:
-                console.print(Text(str(error)))
+                console.print(Text(str(error)), soft_wrap=True)
                 continue
             counts["undo"] += 1
             console.print(Text(f"Taken back: {taken.decision}, {show_path(taken.path)}"), soft_wrap=True)
@@ -74,17 +74,17 @@ def _make_decision(
     label, new = classes[suspect.label], None
     key, _, name = answer.partition(" ")
     if key not in ("k", "r", "c", "x") or (name and key != "c"):
-        console.print(Text(f"{show_path(answer)!r} is no answer. {_HELP}"))
+        console.print(Text(f"{show_path(answer)!r} is no answer. {_HELP}"), soft_wrap=True)
         return None
     if key == "c":
         if not name:
             listed = ", ".join(f"{number} {show_path(each)}" for number, each in enumerate(classes, start=1))
-            console.print(Text(listed))
+            console.print(Text(listed), soft_wrap=True)
             name = _ask("class (name or number) > ", answers, console) or ""
         new = _find_class(name, classes)
         if new is None or new == label:
             hint = show_path(suggest(name, classes))
-            console.print(Text(f"{show_path(name)!r} is {'its label' if new else 'no class'}.{hint}"))
+            console.print(Text(f"{show_path(name)!r} is {'its label' if new else 'no class'}.{hint}"), soft_wrap=True)
             return None
     elif key == "r":
         new = classes[suspect.suggested]
