@@ -232,7 +232,8 @@ def test_a_decision_settles_the_same_bytes_in_two_classes() -> None:
 def test_what_is_settled() -> None:
     decisions = [decide(1, "cat", "keep"), decide(2, "cat", "relabel", "dog"), decide(3, "cat", "leave-out")]
     decisions += [decide(4, "cat", "keep"), decide(4, "cat", "relabel", "fox")]
-    assert find_settled(decisions) == {(sha(1), "cat"), (sha(2), "dog"), (sha(4), "fox")}
+    decisions += [decide(5, "cat", "relabel", "dog"), decide(5, "dog", "relabel", "cat")]
+    assert find_settled(decisions) == {(sha(1), "cat"), (sha(2), "dog"), (sha(4), "fox"), (sha(5), "cat")}
 
 
 def write_table(path: Path, rows: list[tuple[str, ...]], mark: str = ",", start: bytes = b"") -> Path:

@@ -74,7 +74,7 @@ def _make_decision(
     label, new = classes[suspect.label], None
     key, _, name = answer.partition(" ")
     if key not in ("k", "r", "c", "x") or (name and key != "c"):
-        console.print(Text(f"{show_path(answer)!r} is no answer. {_HELP}"), soft_wrap=True)
+        console.print(Text(f"'{show_path(answer)}' is no answer. {_HELP}"), soft_wrap=True)
         return None
     if key == "c":
         if not name:
@@ -84,7 +84,7 @@ def _make_decision(
         new = _find_class(name, classes)
         if new is None or new == label:
             hint = show_path(suggest(name, classes))
-            console.print(Text(f"{show_path(name)!r} is {'its label' if new else 'no class'}.{hint}"), soft_wrap=True)
+            console.print(Text(f"'{show_path(name)}' is {'its label' if new else 'no class'}.{hint}"), soft_wrap=True)
             return None
     elif key == "r":
         new = classes[suspect.suggested]

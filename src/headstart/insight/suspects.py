@@ -116,7 +116,7 @@ def find_suspects(
     num_wrong, rate = float(wrong[is_open].sum()), float(mixture.rates.sum())
     num_per_rate = num_wrong / rate if rate > _NO_RATE else num_open * (1 - 1 / num_classes)
     low, high = _find_interval(own_at, fitted, mixture)
-    # Where no contamination was found all scores are 0, and the least probable labels come first.
+    # Scores that are equal, as where they all vanish, leave the order to the probability of the label.
     order = np.lexsort((own, -wrong))
     order = order[is_open[order]][: round(num_wrong) if num_listed is None else num_listed]
     others = probs[order].copy()
