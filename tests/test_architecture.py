@@ -33,9 +33,11 @@ LAYERS = [
     "finetuning.augmentation_picture recipes.vgg16_dense100 "
     "recipes.vgg16_average recipes.inception_v3_mixed7 recipes.inception_v3_average recipes.resnet50_cifar10",
     "cli_options heads.selection prediction report.content summary terminal predictions_output backbones.torch_network finetuning.rows",
-    "contact_sheet heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
-    "backbones.exported backbones.from_file finetuning.cut heads.cached insight.imagenet_distance",
-    "backbones.loading finetuning.model",
+    "contact_sheet report.thumbnails insight.suspects review heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
+    "backbones.exported backbones.from_file finetuning.cut heads.cached insight.imagenet_distance insight.alignment "
+    "insight.neighbours review_terminal report.page",
+    "backbones.loading finetuning.model insight.near_copies",
+    "insight.near_copies_section",
     "backbones.listing",
     "finetuning.loop",
     "finetuning.dense_training",
