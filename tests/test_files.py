@@ -43,7 +43,7 @@ def test_what_was_written_but_not_flushed_is_told_apart(tmp_path: Path, monkeypa
     def fail(folder: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(_files, "_sync_folder", fail)
+    monkeypatch.setattr(_files, "sync_folder", fail)
     with pytest.raises(HeadstartError, match="was written, but may not survive a power cut: Input/output error"):
         write_atomic(tmp_path / "x.bin", b"new")
     assert (tmp_path / "x.bin").read_bytes() == b"new"

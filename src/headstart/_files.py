@@ -43,7 +43,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[BinaryIO
             "Choose another place with --output, or make room there."
         ) from error
     try:
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise HeadstartError(
             f"{show_path(str(target))} was written, but may not survive a power cut: {error.strerror or error}."
@@ -56,7 +56,7 @@ def _umask() -> int:
     return current
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     if os.name == "nt":  # Windows cannot open a folder to flush it
         return
     descriptor = os.open(folder, os.O_RDONLY)

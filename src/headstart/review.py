@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from headstart._files import _sync_folder, say_os_error, show_path
+from headstart._files import say_os_error, show_path, sync_folder
 from headstart.dataset import ImageDataset, ImageRecord, Problem
 from headstart.errors import DataError, HeadstartError, raise_all, suggest
 from headstart.evaluation import unescape_text
@@ -163,7 +163,7 @@ def _append(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
                 data = data[file.write(data) :]
             os.fsync(file.fileno())
         if is_new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except (OSError, ValueError) as error:
         raise HeadstartError(
             f"The decision cannot be written to {show_path(str(path))}: {say_os_error(error)}. Make room there, or "

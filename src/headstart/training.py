@@ -44,6 +44,7 @@ from headstart.heads.selection import Selection
 from headstart.onnx_rules import MAX_TENSOR_VALUES
 from headstart.parallel import Progress, count_cpus
 from headstart.prediction import Classifier
+from headstart.review import Decision, apply_decisions
 from headstart.splits import split_dataset
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def train(
     fit: FitSettings | None = None,
     folder: Path | None = None,
     budget_s: float | None = None,
+    decisions: Sequence[Decision] = (),
     **settings: Any,
 ) -> Classifier:
     """Train a classifier on the pictures of `source` and evaluate it on the part that was put aside.
@@ -105,6 +107,7 @@ def train(
     dense head is trained as `fit` says; `folder` keeps its checkpoints and history, so that a stopped training goes on.
     `backbone` may also be "auto", to choose from those whose weights are on this machine, or several names with commas
     between them: they are tried first, in a time that leaves enough of `budget_s` for the training (default 60).
+    `decisions` of a review change labels or leave pictures out, here and not in the source.
     Pictures that cannot be used are left out and listed in the classifier's `training.report`. Raises ConfigError for
     settings, DataError for the data as a whole.
     """
@@ -116,7 +119,7 @@ def train(
     dataset = scan_dataset(
         source, labels=labels, splits=splits, groups=groups, pattern=pattern, exclude=exclude, follow_links=follow_links
     )
-    dataset = prepare_dataset(dataset, chosen, progress)
+    dataset = prepare_dataset(dataset, chosen, progress, decisions)
     check_classes(dataset)  # a class that is too small is told before any network runs
     trials: tuple[Trial, ...] = ()
     if rivals:
@@ -166,11 +169,15 @@ def train(
     return Classifier(metadata, data, training=record)
 
 
-def prepare_dataset(dataset: ImageDataset, settings: TrainSettings, progress: Progress) -> ImageDataset:
-    """Hashed, without copies, and divided as the training divides it."""
+def prepare_dataset(
+    dataset: ImageDataset, settings: TrainSettings, progress: Progress, decisions: Sequence[Decision] = ()
+) -> ImageDataset:
+    """Hashed, labelled as the review decided, without copies, and divided as the training divides it."""
     dataset = hash_images(
         dataset, num_threads=count_cpus(), on_progress=lambda done, total: progress("reading files", done, total)
     )
+    if decisions:
+        dataset = apply_decisions(dataset, decisions)
     return split_dataset(resolve_duplicates(dataset), test_frac=settings.test_frac, seed=settings.seed)
 
 

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from headstart._files import _sync_folder, compute_file_sha256, compute_sha256, say_os_error, show_path, write_atomic
+from headstart._files import compute_file_sha256, compute_sha256, say_os_error, show_path, sync_folder, write_atomic
 from headstart.errors import ConfigError, DataError, HeadstartError
 
 FORMAT_VERSION = 1
@@ -122,7 +122,7 @@ def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, torch.Tensor]
         tensor_file = f"{name}-{digest[:16]}.safetensors"
         os.replace(saving / "tensors", folder / tensor_file)
         saving.rmdir()
-        _sync_folder(folder)
+        sync_folder(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(saving, ignore_errors=True)
         reason = say_os_error(error) if isinstance(error, OSError) else str(error)
