@@ -26,9 +26,9 @@ ADVICE = "headstart opens only files that it could have saved itself (docs/file-
 class ArtifactMetadata:
     """What a classifier file says about itself. The dict parts are plain JSON; docs/file-format.md lists their keys.
 
-    `labels[i]` names `probabilities[i]`. `familiarity` is None where the file has no output of that name. A file of
-    `format_version` 1 never has one; what is made anew gets the newest version. `format_version` is 0, and the dict parts are empty, for a foreign ONNX file
-    that was read with `allow_unsigned`.
+    `labels[i]` names `probabilities[i]`. `familiarity` is None where the file has no output of that name; a file of
+    `format_version` 1 never has one. `format_version` is 0, and the dict parts are empty, for a foreign ONNX file that
+    was read with `allow_unsigned`; what is made anew gets the newest.
     """
 
     labels: tuple[str, ...]
@@ -124,7 +124,8 @@ def parse_metadata(
         problems.append(f"headstart.evaluation is {_show_json(parts['evaluation'])}; expected an object or null.")
     if parts.get("familiarity") is not None:
         problems += _check_object("familiarity", parts["familiarity"], _FAMILIARITY_CHECKS, {})
-    if "format" in entries and num_classes is not None and has_familiarity != (parts.get("familiarity") is not None):
+    is_told = "familiarity" in entries or entries.get("format") == "1"
+    if is_told and num_classes is not None and has_familiarity != (parts.get("familiarity") is not None):
         problems.append(
             f"It has {'an' if has_familiarity else 'no'} output familiarity, and headstart.familiarity "
             f"{'does not describe it' if has_familiarity else 'describes one'}."

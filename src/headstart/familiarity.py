@@ -180,17 +180,23 @@ def fit_familiarity(
     What is not measured is extrapolated: with 8 pictures a share of 0.5, with 250 one of 0.04, from 1000 on one of 0.01
     is the least that stands on pictures of its own.
     """
-    distance = _fit_distance(features, labels, rng)
-    if unseen is not None:
-        found = distance.compute(unseen)
-    else:
-        present = np.unique(folds)
+    present, sizes = np.unique(folds, return_counts=True)
+    num_fitted = len(features)
+    if unseen is None:
         if len(present) < 2:
             raise ValueError("fit_familiarity needs at least two folds")
-        found = np.empty(len(features), np.float32)
-        for fold in present:
-            held_out = folds == fold
-            found[held_out] = _fit_distance(features[~held_out], labels[~held_out], rng).compute(features[held_out])
+        num_fitted -= int(sizes.max())
+    # More components would follow single pictures, or leave nothing outside; and other counts in the folds than at last
+    # would make distances that do not compare.
+    count = max(1, min(_MAX_COMPONENTS, num_fitted // _IMAGES_PER_COMPONENT, features.shape[1] // 2))
+    distance = _fit_distance(features, labels, count, rng)
+    if unseen is not None:
+        return _fit_curve(layer, distance, distance.compute(unseen))
+    found = np.empty(len(features), np.float32)
+    for fold in present:
+        held_out = folds == fold
+        other = _fit_distance(features[~held_out], labels[~held_out], count, rng)
+        found[held_out] = other.compute(features[held_out])
     return _fit_curve(layer, distance, found)
 
 
@@ -199,19 +205,17 @@ def _normalise(features: np.ndarray) -> np.ndarray:
     return np.asarray(features / np.maximum(lengths, np.float32(_LEAST_LENGTH))[:, None])
 
 
-def _fit_distance(features: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Distance:
+def _fit_distance(features: np.ndarray, labels: np.ndarray, count: int, rng: np.random.Generator) -> Distance:
     centred = _normalise(features)
     mean = centred.mean(axis=0)
     centred -= mean
     num_images, num_features = centred.shape
-    # More components than this follow single pictures, and unseen pictures then lie further out than they should.
-    count = max(1, min(_MAX_COMPONENTS, num_images // _IMAGES_PER_COMPONENT, num_features))
     components = _find_components(centred, count, rng)
     inside = centred @ components
     _, numbers = np.unique(labels, return_inverse=True)
     sums = np.zeros((numbers.max() + 1, count), np.float32)
     np.add.at(sums, numbers, inside)
-    class_means = sums / np.bincount(numbers)[:, None]
+    class_means = sums / np.bincount(numbers)[:, None].astype(np.float32)
     within = inside - class_means[numbers]
     variances, turn = np.linalg.eigh(within.T @ within / num_images)
     outside = float(np.square(centred).sum() - np.square(inside).sum()) / num_images

@@ -19,9 +19,9 @@ class Agreement:
     """How far our predictions and the bare file's go together.
 
     `worst_difference` is the largest absolute difference of a probability, or of the familiarity, between the two on
-    the same pixels, and `worst_path` the picture it was seen on. Of the pictures, `num_reduced` are large JPEGs that we decode at a reduced
-    scale; `worst_reduced` is the largest difference of a probability there to the bare file on full-scale pixels. `left_out` are
-    pictures that cannot be decoded.
+    the same pixels, and `worst_path` the picture it was seen on. Of the pictures, `num_reduced` are large JPEGs that we
+    decode at a reduced scale; `worst_reduced` is the largest difference of a probability there to the bare file on
+    full-scale pixels. `left_out` are pictures that cannot be decoded.
     """
 
     num_images: int
