@@ -23,7 +23,7 @@ LAYERS = [
     "errors recipes.recipe plots",
     "_files formats parallel graph metrics stats onnx_reader heads.fitting",
     "plot_axes decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
-    "backbones.weights_file heads.linear heads.dense public_datasets finetuning.augmentation finetuning.flip_check "
+    "backbones.weights_file heads.linear heads.dense familiarity public_datasets finetuning.augmentation finetuning.flip_check "
     "finetuning.checkpoints finetuning.layer_table",
     "plot_labels",
     "plot_svg plot_figure",

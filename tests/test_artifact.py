@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -25,7 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from tiny_models import make_tiny_classifier, make_tiny_metadata
+from tiny_models import TINY_FAMILIARITY, add_tiny_familiarity, make_tiny_classifier, make_tiny_metadata
 
 from headstart import _files, artifact
 from headstart.artifact import create_session, parse_artifact, read_artifact, save_artifact
@@ -46,6 +47,16 @@ DAMAGED = (
 def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("saved") / "tiny.onnx"
     save_artifact(path, make_tiny_classifier(CLASSES), make_tiny_metadata(CLASSES))
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def saved_both(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """With the output `familiarity`."""
+    path = tmp_path_factory.mktemp("saved") / "both.onnx"
+    model = make_tiny_classifier(CLASSES)
+    add_tiny_familiarity(model)
+    save_artifact(path, model, dataclasses.replace(make_tiny_metadata(CLASSES), familiarity=TINY_FAMILIARITY))
     return path.read_bytes()
 
 
@@ -147,6 +158,32 @@ def test_a_file_of_format_1_keeps_loading() -> None:
     assert list(metadata.labels) == expected["labels"]
     np.testing.assert_allclose(probs, expected["probabilities"], atol=1e-5)
     assert (DATA / "format-1.onnx").stat().st_size < 50_000
+
+
+def test_a_file_of_format_2_keeps_loading() -> None:
+    expected = json.loads((DATA / "format-2.json").read_text())
+    metadata, model_bytes = read_artifact(DATA / "format-2.onnx")
+    picture = (np.arange(20 * 30 * 3) % 251).astype(np.uint8).reshape(20, 30, 3)
+    probs, familiarity = create_session(model_bytes).run(None, {"image": picture})
+    assert list(metadata.labels) == expected["labels"]
+    assert metadata.familiarity is not None
+    assert metadata.familiarity["num_images"] == expected["num_images"]
+    np.testing.assert_allclose(probs, expected["probabilities"], atol=1e-5)
+    np.testing.assert_allclose(familiarity, [expected["familiarity"]], atol=1e-4)
+    assert (DATA / "format-2.onnx").stat().st_size < 50_000
+
+
+def test_a_file_of_format_1_can_be_saved_again(tmp_path: Path) -> None:
+    metadata, data = read_artifact(DATA / "format-1.onnx")
+    assert (metadata.format_version, metadata.familiarity) == (1, None)
+    save_artifact(tmp_path / "again.onnx", onnx.load_model_from_string(data), metadata)
+    assert (tmp_path / "again.onnx").read_bytes() == data
+
+
+def test_a_familiarity_comes_back(saved_both: bytes) -> None:
+    metadata, _ = parse_artifact(saved_both)
+    assert (metadata.format_version, metadata.familiarity) == (2, TINY_FAMILIARITY)
+    assert sign(onnx.load_model_from_string(saved_both)) == saved_both
 
 
 def test_the_example_of_the_format_page_runs(tmp_path: Path, saved: bytes) -> None:
@@ -258,7 +295,7 @@ def tensor_value(name: str, kind: int, shape: list[int | str | None]) -> onnx.Va
 EXTERNAL = "A tensor keeps its values outside the file (external data). A classifier file holds all its weights."
 SUBGRAPH = "A node holds a graph of its own (as Loop, If and Scan do). A classifier file is one plain graph."
 INPUT = "; expected image uint8 [any, any, 3] alone." + ADVICE
-OUTPUT = "; expected probabilities float32 [K] alone, K from 2 to 100000." + ADVICE
+OUTPUT = "; expected probabilities float32 [K], K from 2 to 100000, alone or before familiarity float32 [1]." + ADVICE
 
 STRUCTURE = {
     "3 external data": (make_external, EXTERNAL),
@@ -417,6 +454,26 @@ STRUCTURE = {
             tensor_value("probabilities", TensorProto.FLOAT, [3]), tensor_value("logits", TensorProto.FLOAT, [1, 3])
         ),
         "Its outputs are probabilities float32 [3], logits float32 [1, 3]" + OUTPUT,
+    ),
+    **{
+        f"10 familiarity as {shown}": (
+            set_output(tensor_value("probabilities", TensorProto.FLOAT, [3]), *values),
+            f"Its outputs are probabilities float32 [3], {shown}" + OUTPUT,
+        )
+        for shown, values in {
+            "familiarity float32 [2]": [tensor_value("familiarity", TensorProto.FLOAT, [2])],
+            "familiarity float32 []": [tensor_value("familiarity", TensorProto.FLOAT, [])],
+            "familiarity float16 [1]": [tensor_value("familiarity", TensorProto.FLOAT16, [1])],
+            "familiarity float32 [1], familiarity float32 [1]": [
+                tensor_value("familiarity", TensorProto.FLOAT, [1]) for _ in range(2)
+            ],
+        }.items()
+    },
+    "10 familiarity first": (
+        set_output(
+            tensor_value("familiarity", TensorProto.FLOAT, [1]), tensor_value("probabilities", TensorProto.FLOAT, [3])
+        ),
+        "Its outputs are familiarity float32 [1], probabilities float32 [3]" + OUTPUT,
     ),
     "11 NaN": (
         set_tensor("head_bias", np.array([0, np.nan, 0], np.float32)),
@@ -658,12 +715,88 @@ def test_a_list_of_problems_has_an_end(saved: bytes) -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade(saved: bytes) -> None:
-    assert refuse(edit(saved, set_entry("format", "2"))) == (
-        "The file has format 2; this headstart reads format 1. "
+    assert refuse(edit(saved, set_entry("format", "3"))) == (
+        "The file has format 3; this headstart reads formats 1 to 2. "
         "It was made by a newer headstart: upgrade with pip install --upgrade headstart."
     )
-    assert refuse(edit(saved, set_entry("format", "0"))) == "headstart.format is '0'; expected '1'." + ADVICE
-    assert refuse(edit(saved, set_entry("format", ""))) == "headstart.format is ''; expected '1'." + ADVICE
+    assert refuse(edit(saved, set_entry("format", "0"))) == "headstart.format is '0'; expected '1' or '2'." + ADVICE
+    assert refuse(edit(saved, set_entry("format", ""))) == "headstart.format is ''; expected '1' or '2'." + ADVICE
+
+
+DESCRIBES_NONE = "It has an output familiarity, and headstart.familiarity does not describe it." + ADVICE
+
+
+@pytest.mark.parametrize("allow_unsigned", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_entry("familiarity", None), DESCRIBES_NONE),
+        (
+            set_entry("familiarity", []),
+            "headstart.familiarity is a list of 0; expected an object." + ADVICE,
+        ),
+        (
+            set_key("familiarity", "layer", ["pooled", 0]),
+            "headstart.familiarity: layer is a list of 2; expected [layer name, grid from 1]." + ADVICE,
+        ),
+        (
+            set_key("familiarity", "shares", [0.5, 2]),
+            "headstart.familiarity: shares is a list of 2; expected a list of numbers from 0 to 1." + ADVICE,
+        ),
+        (
+            set_key("familiarity", "tail_width", 0),
+            "headstart.familiarity: tail_width is 0; expected a number above 0." + ADVICE,
+        ),
+        (
+            set_key("familiarity", "num_images", ...),
+            "headstart.familiarity has no num_images; expected a whole number from 1." + ADVICE,
+        ),
+        (
+            lambda model: model.graph.output.pop(),
+            "It has no output familiarity, and headstart.familiarity describes one." + ADVICE,
+        ),
+    ],
+)
+def test_a_familiarity_that_is_told_wrongly(
+    saved_both: bytes, change: Callable[[onnx.ModelProto], None], message: str, allow_unsigned: bool
+) -> None:
+    assert refuse(edit(saved_both, change), allow_unsigned=allow_unsigned) == message
+
+
+def test_format_1_has_no_familiarity(saved: bytes, saved_both: bytes) -> None:
+    found = refuse(edit(saved_both, set_entry("format", "1")))
+    assert found == "The metadata entry 'headstart.familiarity' is unknown in format 1." + ADVICE
+    assert "unknown in format 1" in refuse(edit(saved, set_entry("format", "1")))
+    nothing_told = edit(remove_entries(saved_both, "familiarity"), set_entry("format", "1"))
+    assert refuse(nothing_told) == DESCRIBES_NONE
+    assert (
+        refuse(edit(remove_entries(saved_both, "familiarity"), lambda model: None))
+        == "It has no metadata entry headstart.familiarity." + ADVICE
+    )
+
+
+def test_a_foreign_file_may_have_a_familiarity(saved_both: bytes) -> None:
+    model = onnx.load_model_from_string(saved_both)
+    del model.metadata_props[:]
+    metadata, model_bytes = parse_artifact(model.SerializeToString(), allow_unsigned=True)
+    assert metadata.familiarity is None
+    assert len(create_session(model_bytes).get_outputs()) == 2
+
+
+@pytest.mark.parametrize(("scale", "shown"), [(-3.0, "[-1.5]"), (3.0, "[1.5]"), (1e38, "[inf]")])
+def test_a_familiarity_out_of_range_is_refused(saved_both: bytes, scale: float, shown: str) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        add_constant(np.array(scale, np.float32), "scale")(model)
+        steps = ["share", *(f"scaled{step}" for step in range(3 if shown == "[inf]" else 1))]
+        for before, after in itertools.pairwise(steps):
+            model.graph.node.insert(len(model.graph.node) - 1, helper.make_node("Mul", [before, "scale"], [after]))
+        model.graph.node[-1].input[0] = steps[-1]
+
+    _, model_bytes = parse_artifact(edit(saved_both, change))
+    expected = f"A black picture gives the familiarity {shown}; expected a number from 0 to 1. " + ADVICE.strip()
+    with pytest.raises(ArtifactError) as caught:
+        create_session(model_bytes)
+    assert str(caught.value) == expected
 
 
 def remove_entries(saved: bytes, *names: str) -> bytes:
@@ -676,7 +809,7 @@ def remove_entries(saved: bytes, *names: str) -> bytes:
     return model.SerializeToString()
 
 
-ALL_NAMES = "format labels preprocess backbone head settings data evaluation created_with sha256".split()  # noqa: SIM905
+ALL_NAMES = "format labels preprocess backbone head settings data evaluation familiarity created_with sha256".split()  # noqa: SIM905
 
 
 def test_a_foreign_file_needs_allow_unsigned(saved: bytes) -> None:

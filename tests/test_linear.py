@@ -11,6 +11,7 @@ from tiny_models import make_tiny_metadata
 
 from headstart.artifact import build_artifact, create_session, parse_artifact
 from headstart.backbones.catalog import Backbone
+from headstart.familiarity import Familiarity, fit_familiarity
 from headstart.features import Extractor
 from headstart.graph import IMAGE, PooledLayer
 from headstart.heads.linear import LinearHead, build_classifier, describe_layers
@@ -104,6 +105,45 @@ def test_the_classifier_passes_the_rules_of_its_file(backbone: Backbone, extract
     plain = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     probs = create_session(model_bytes).run(None, {IMAGE: PICTURES[1]})[0]
     np.testing.assert_allclose(probs, plain.run(None, {IMAGE: PICTURES[1]})[0], atol=1e-6)
+
+
+def make_familiarity(backbone: Backbone, layer: PooledLayer) -> Familiarity:
+    rng = np.random.default_rng(0)
+    size = backbone.get_layer(layer.layer).channels * layer.grid**2
+    labels = np.arange(60) % 3
+    return fit_familiarity(rng.random((60, size), np.float32) * 0.3, labels, np.arange(60) % 5, layer, rng)
+
+
+@pytest.mark.parametrize(
+    ("layers", "familiar"),
+    [(LAYERS[0], LAYERS[0][0]), (LAYERS[2], PooledLayer("stage7", 2)), (LAYERS[1], LAYERS[0][0])],
+)
+def test_the_second_output_is_the_familiarity_of_its_layer(
+    backbone: Backbone,
+    extractor: Extractor,
+    layer_session: onnxruntime.InferenceSession,
+    layers: tuple[PooledLayer, ...],
+    familiar: PooledLayer,
+) -> None:
+    """Also of a layer that the head does not read; and the probabilities stay the same."""
+    head = make_head(extractor, layers, 3, temperature=1.0)
+    familiarity = make_familiarity(backbone, familiar)
+    metadata = dataclasses.replace(
+        make_tiny_metadata(("cat", "dog", "owl")), head=head.to_json(), familiarity=familiarity.to_json()
+    )
+    plain, both = build_classifier(backbone, head), build_classifier(backbone, head, familiarity)
+    found, data = parse_artifact(build_artifact(both, metadata))
+    assert found == metadata
+    session = create_session(data)
+    for pixels in PICTURES:
+        probs, share = session.run(None, {IMAGE: pixels})
+        layer = layer_session.run([familiar.layer], {IMAGE: pixels})[0][0]
+        features = average_cells(layer.astype(np.float64), familiar.grid).astype(np.float32)
+        assert share.shape == (1,)
+        np.testing.assert_allclose(share, familiarity.compute(features[None]), atol=1e-4)
+        before = onnxruntime.InferenceSession(plain.SerializeToString(), providers=["CPUExecutionProvider"])
+        np.testing.assert_allclose(probs, before.run(None, {IMAGE: pixels})[0], atol=1e-6)
+    assert both.ByteSize() - plain.ByteSize() < 2e6 or familiar.layer not in {pooled.layer for pooled in layers}
 
 
 def test_the_file_holds_only_the_layers_that_the_head_uses(backbone: Backbone, extractor: Extractor) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,12 @@ import pytest
 from conftest import Trained
 from drawn_pictures import SHAPES, draw_picture, write_picture, write_shapes
 from PIL import Image
+from tiny_models import TINY_FAMILIARITY, add_tiny_familiarity, make_tiny_classifier, make_tiny_metadata
 
 import headstart
 from headstart import ImageError
+from headstart.artifact import build_artifact, parse_artifact
+from headstart.predictions_output import write_predictions
 
 
 @pytest.fixture
@@ -220,6 +226,87 @@ def test_get_top_and_repr(classifier: headstart.Classifier, files: list[Path]) -
     assert prediction.probs.sum() == pytest.approx(1)
     assert repr(prediction) == f"Prediction({files[0]}: checks {prediction.probability:.1%})"
     assert repr(classifier) == "Classifier(3 classes, efficientnet-lite0)"
+
+
+# Unknown pictures
+
+
+@pytest.fixture
+def tiny() -> headstart.Classifier:
+    """With a familiarity."""
+    model = make_tiny_classifier(SHAPES)
+    add_tiny_familiarity(model)
+    metadata = dataclasses.replace(make_tiny_metadata(SHAPES), familiarity=TINY_FAMILIARITY)
+    return headstart.Classifier(*parse_artifact(build_artifact(model, metadata)))
+
+
+def make_old() -> headstart.Classifier:
+    metadata = make_tiny_metadata(SHAPES)
+    return headstart.Classifier(*parse_artifact(build_artifact(make_tiny_classifier(SHAPES), metadata)))
+
+
+def test_every_prediction_tells_the_familiarity(tiny: headstart.Classifier, files: list[Path]) -> None:
+    for file in files:
+        prediction = tiny.predict(file)
+        pixels = np.asarray(Image.open(file).convert("RGB"))
+        probs, familiarity = tiny._session.run(None, {"image": pixels})
+        assert prediction.familiarity == pytest.approx(float(familiarity[0]))
+        assert 0 < prediction.familiarity < 1
+        np.testing.assert_array_equal(prediction.probs, probs)
+        np.testing.assert_array_equal(tiny.run(pixels), probs)
+        assert prediction.is_unknown(prediction.familiarity + 0.01)
+        assert not prediction.is_unknown(prediction.familiarity - 0.01)
+
+
+def test_is_unknown() -> None:
+    known = headstart.Prediction("x", ("a", "b"), np.array([0.25, 0.75], np.float32), 0.011)
+    assert not known.is_unknown()
+    assert dataclasses.replace(known, familiarity=0.009).is_unknown()
+    assert known.is_unknown(0.05)
+    assert not known.is_unknown(0)
+    for wrong in (-0.1, 1.5, float("nan")):
+        with pytest.raises(headstart.ConfigError, match=r"expected a share from 0 to 1"):
+            known.is_unknown(wrong)
+    with pytest.raises(headstart.ArtifactError, match="Train it again"):
+        dataclasses.replace(known, familiarity=None).is_unknown()
+
+
+def test_a_file_without_familiarity_predicts_as_before(files: list[Path]) -> None:
+    prediction = make_old().predict(files[0])
+    assert prediction.familiarity is None
+    assert prediction.probs.shape == (3,)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_familiarity_in_every_format(
+    tiny: headstart.Classifier, is_old: bool, files: list[Path], tmp_path: Path
+) -> None:
+    classifier = make_old() if is_old else tiny
+    (tmp_path / "text.png").write_text("no picture")
+    paths = [*map(str, files), str(tmp_path / "text.png")]
+    expected = [prediction.familiarity for prediction in classifier.predict(paths[:3])]
+    cut = float(np.mean([each or 0 for each in expected]))
+
+    def write(format: str, **options: Any) -> Path:
+        target = tmp_path / f"answers.{format}"
+        assert write_predictions(classifier, paths, format, target, **options) == 1
+        return target
+
+    rows = list(csv.DictReader(write("csv").read_text().splitlines()))
+    assert [row["familiarity"] for row in rows] == ["" if each is None else f"{each:.6g}" for each in [*expected, None]]
+    assert [bool(row["error"]) for row in rows] == [False, False, False, True]
+    objects = [json.loads(line) for line in write("jsonl").read_text().splitlines()]
+    assert [row.get("familiarity") for row in objects] == [
+        each if each is None else pytest.approx(each, rel=1e-5) for each in [*expected, None]
+    ]
+    lines = write("table", unknown_below=cut).read_text().splitlines()
+    assert [line.endswith("none of these?") for line in lines[:3]] == [
+        each is not None and each < cut for each in expected
+    ]
+    assert all(("   familiarity " in line) != is_old for line in lines[:3])
+    parquet = pytest.importorskip("pyarrow.parquet")
+    found = parquet.read_table(write("parquet")).column("familiarity").to_pylist()
+    assert found == [each if each is None else pytest.approx(each) for each in [*expected, None]]
 
 
 def test_ties_go_to_the_first_class() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -13,8 +14,10 @@ import pytest
 from conftest import Trained
 from drawn_pictures import draw_picture
 from PIL import Image
+from tiny_models import TINY_FAMILIARITY, add_tiny_familiarity, make_tiny_classifier, make_tiny_metadata
 
 import headstart
+from headstart.artifact import save_artifact
 
 
 def test_small_pictures_agree(trained: Trained) -> None:
@@ -42,6 +45,26 @@ def test_a_reduced_scale_is_measured_against_full_scale_apart(trained: Trained, 
     assert agreement.worst_reduced == pytest.approx(np.abs(bare - ours).max(), abs=1e-6)
     assert 1e-5 < agreement.worst_reduced < 0.05
     assert agreement.worst_difference < 1e-5  # on the same pixels
+
+
+def test_the_familiarity_is_compared_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_tiny_classifier(("cat", "dog"))
+    add_tiny_familiarity(model)
+    metadata = dataclasses.replace(make_tiny_metadata(("cat", "dog")), familiarity=TINY_FAMILIARITY)
+    save_artifact(tmp_path / "both.onnx", model, metadata)
+    Image.fromarray(draw_picture("circles", 20)).save(tmp_path / "a.png")
+    pictures = [str(tmp_path / "a.png")]
+    assert headstart.verify_classifier(tmp_path / "both.onnx", pictures).worst_difference < 1e-6
+    honest = headstart.Classifier.run_all
+
+    def run_all(classifier: headstart.Classifier, pixels: np.ndarray) -> tuple[np.ndarray, float | None]:
+        probs, familiarity = honest(classifier, pixels)
+        assert familiarity is not None
+        return probs, familiarity - 0.125
+
+    monkeypatch.setattr(headstart.Classifier, "run_all", run_all)
+    found = headstart.verify_classifier(tmp_path / "both.onnx", pictures)
+    assert found.worst_difference == pytest.approx(0.125, abs=1e-6)
 
 
 def test_pictures_that_cannot_be_decoded_are_left_out(trained: Trained, tmp_path: Path) -> None:

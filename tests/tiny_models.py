@@ -60,6 +60,29 @@ def make_tiny_classifier(classes: Sequence[str], seed: int = 0) -> onnx.ModelPro
     )
 
 
+def add_tiny_familiarity(model: onnx.ModelProto) -> None:
+    """A second output that stays between 0 and 1, from the same features."""
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMean", ["features"], ["level"], name="level", keepdims=0),
+            helper.make_node("Sigmoid", ["level"], ["share"], name="share"),
+            helper.make_node("Reshape", ["share", "one"], ["familiarity"], name="shape_familiarity"),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "one"))
+    model.graph.output.append(helper.make_tensor_value_info("familiarity", TensorProto.FLOAT, [1]))
+
+
+TINY_FAMILIARITY = {
+    "layer": ["pooled", 1],
+    "num_components": 2,
+    "num_images": 8,
+    "shares": [0.7, 0.5],
+    "distances": [0.1, 0.2],
+    "tail_width": 0.05,
+}
+
+
 def make_tiny_metadata(classes: Sequence[str]) -> ArtifactMetadata:
     """Metadata that fits `make_tiny_classifier(classes)`."""
     return ArtifactMetadata(

@@ -101,17 +101,17 @@ def parse_artifact(data: bytes, *, allow_unsigned: bool = False) -> tuple[Artifa
     model = read_model(data)
     entries, problems = collect_entries(model, allow_unsigned)
     problems += check_model(model)
-    num_classes = check_signature(model, problems)
+    num_classes, has_familiarity = check_signature(model, problems)
     if not allow_unsigned and not _has_hash_entry(data):
         problems.append(f"Its last metadata entry is not {_HASH_KEY}: it was edited, or saved by another tool.")
-    return parse_metadata(entries, num_classes, problems), data
+    return parse_metadata(entries, num_classes, has_familiarity, problems), data
 
 
 def create_session(model_bytes: bytes, *, num_threads: int = 1) -> onnxruntime.InferenceSession:
     """A session over checked bytes (from `parse_artifact`), run once on a black picture before it is returned.
 
     It uses `num_threads` for one picture and prints nothing. Raises ArtifactError when ONNX Runtime refuses the graph,
-    when the run takes more than RUN_LIMIT_S, or when it does not give probabilities.
+    when the run takes more than RUN_LIMIT_S, or when what it gives are not probabilities and a familiarity.
     """
     # With this variable set, the model file could bring session options of its own.
     os.environ.pop("ORT_LOAD_CONFIG_FROM_MODEL", None)
@@ -129,7 +129,7 @@ def create_session(model_bytes: bytes, *, num_threads: int = 1) -> onnxruntime.I
     try:
         session = onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
         timer.start()
-        probs = session.run(["probabilities"], {"image": np.zeros((32, 32, 3), np.uint8)}, run_options)[0]
+        probs, *others = session.run(None, {"image": np.zeros((32, 32, 3), np.uint8)}, run_options)
     except Exception as error:  # ONNX Runtime's own classes share no base
         detail = show_path(str(error).strip().partition("\n")[0][:300])
         if run_options.terminate:
@@ -142,6 +142,11 @@ def create_session(model_bytes: bytes, *, num_threads: int = 1) -> onnxruntime.I
         raise ArtifactError(
             f"A black picture gives {_show_values(probs)}; expected {expected} with finite values and sum 1. {ADVICE}"
         )
+    for familiarity in others:
+        if familiarity.shape != (1,) or not 0 <= familiarity[0] <= 1:
+            raise ArtifactError(
+                f"A black picture gives the familiarity {familiarity.tolist()}; expected a number from 0 to 1. {ADVICE}"
+            )
     return session
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from headstart.errors import ArtifactError, suggest
 from headstart.onnx_rules import quote, shorten
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_LABEL_CHARS = 200
 MAX_METADATA_ENTRIES = 100
 
@@ -26,8 +26,9 @@ ADVICE = "headstart opens only files that it could have saved itself (docs/file-
 class ArtifactMetadata:
     """What a classifier file says about itself. The dict parts are plain JSON; docs/file-format.md lists their keys.
 
-    `labels[i]` names `probabilities[i]`. `format_version` is 0, and the dict parts are empty, for a foreign ONNX file
-    that was read with `allow_unsigned`.
+    `labels[i]` names `probabilities[i]`. `familiarity` is None where the file has no output of that name; a file of
+    `format_version` 1 never has one. `format_version` is 0, and the dict parts are empty, for a foreign ONNX file that
+    was read with `allow_unsigned`; what is made anew gets the newest.
     """
 
     labels: tuple[str, ...]
@@ -38,6 +39,7 @@ class ArtifactMetadata:
     data: dict[str, Any]
     evaluation: dict[str, Any] | None
     created_with: str
+    familiarity: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
 
@@ -45,7 +47,7 @@ def format_entries(metadata: ArtifactMetadata) -> Iterator[tuple[str, str]]:
     """Keys and values for metadata_props, without the hash. Raises ArtifactError for what JSON cannot hold."""
     yield "headstart.format", str(metadata.format_version)
     yield "headstart.labels", _dump_json("labels", list(metadata.labels))
-    for name in (*_OBJECT_CHECKS, "evaluation"):
+    for name in (*_OBJECT_CHECKS, "evaluation", *(("familiarity",) if metadata.format_version > 1 else ())):
         yield f"headstart.{name}", _dump_json(name, getattr(metadata, name))
     yield "headstart.created_with", metadata.created_with
 
@@ -81,26 +83,31 @@ def collect_entries(model: SimpleNamespace, allow_unsigned: bool) -> tuple[dict[
                 "To use a foreign file with the same input and output, add --allow-unsigned."
             )
         return entries, problems
-    if entries["format"] != str(FORMAT_VERSION):
+    if entries["format"] not in _KNOWN_FORMATS:
         if re.fullmatch(r"[0-9]{1,6}", entries["format"]) and int(entries["format"]) > FORMAT_VERSION:
             raise ArtifactError(
-                f"The file has format {entries['format']}; this headstart reads format {FORMAT_VERSION}. "
+                f"The file has format {entries['format']}; this headstart reads formats 1 to {FORMAT_VERSION}. "
                 "It was made by a newer headstart: upgrade with pip install --upgrade headstart."
             )
-        raise ArtifactError(f"headstart.format is {quote(entries['format'])}; expected '{FORMAT_VERSION}'. {ADVICE}")
-    missing = [f"headstart.{name}" for name in _ENTRY_NAMES if name not in entries and name != "sha256"]
+        raise ArtifactError(f"headstart.format is {quote(entries['format'])}; expected '1' or '2'. {ADVICE}")
+    expected = [name for name in _ENTRY_NAMES if name != "familiarity" or entries["format"] != "1"]
+    if "familiarity" in entries and "familiarity" not in expected:
+        problems.append("The metadata entry 'headstart.familiarity' is unknown in format 1.")
+    missing = [f"headstart.{name}" for name in expected if name not in entries and name != "sha256"]
     if missing and not allow_unsigned:
         problems.append(f"It has no metadata entry {', '.join(missing)}.")
     return entries, problems
 
 
-def parse_metadata(entries: Mapping[str, str], num_classes: int | None, problems: list[str]) -> ArtifactMetadata:
+def parse_metadata(
+    entries: Mapping[str, str], num_classes: int | None, has_familiarity: bool, problems: list[str]
+) -> ArtifactMetadata:
     """Check every entry that is there; one that is missing gets an empty value.
 
     Raises ArtifactError with the `problems` found before and those found here.
     """
     parts: dict[str, Any] = {}
-    for name in ("labels", *_OBJECT_CHECKS, "evaluation"):
+    for name in ("labels", *_OBJECT_CHECKS, "evaluation", "familiarity"):
         if name in entries:
             try:
                 parts[name] = _load_json(entries[name])
@@ -115,6 +122,14 @@ def parse_metadata(entries: Mapping[str, str], num_classes: int | None, problems
             problems += _check_object(name, parts[name], checks, _OPTIONAL_CHECKS.get(name, {}))
     if not isinstance(parts.get("evaluation"), dict | None):
         problems.append(f"headstart.evaluation is {_show_json(parts['evaluation'])}; expected an object or null.")
+    if parts.get("familiarity") is not None:
+        problems += _check_object("familiarity", parts["familiarity"], _FAMILIARITY_CHECKS, {})
+    is_told = "familiarity" in entries or entries.get("format") == "1"
+    if is_told and num_classes is not None and has_familiarity != (parts.get("familiarity") is not None):
+        problems.append(
+            f"It has {'an' if has_familiarity else 'no'} output familiarity, and headstart.familiarity "
+            f"{'does not describe it' if has_familiarity else 'describes one'}."
+        )
     created_with = entries.get("created_with", "")
     if "created_with" in entries and not (created_with.isprintable() and 1 <= len(created_with) <= 200):
         problems.append("headstart.created_with is not 1 to 200 printable characters.")
@@ -124,6 +139,7 @@ def parse_metadata(entries: Mapping[str, str], num_classes: int | None, problems
         **{name: parts.get(name, {}) for name in _OBJECT_CHECKS},
         evaluation=parts.get("evaluation"),
         created_with=created_with,
+        familiarity=parts.get("familiarity"),
         format_version=int(entries.get("format", "0")),
     )
 
@@ -181,18 +197,13 @@ def _three(low: float, high: float) -> Callable[[Any], bool]:
     )
 
 
-def _is_layers(value: Any) -> bool:
+def _is_layer(value: Any) -> bool:
     return (
         isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(pair, list)
-            and len(pair) == 2
-            and isinstance(pair[0], str)
-            and type(pair[1]) is int
-            and pair[1] >= 1
-            for pair in value
-        )
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and type(value[1]) is int
+        and value[1] >= 1
     )
 
 
@@ -229,7 +240,7 @@ _OBJECT_CHECKS: dict[str, dict[str, _Check]] = {
         "source": ("a text", _is_text),
     },
     "head": {
-        "layers": ("a list of [layer name, grid from 1]", _is_layers),
+        "layers": ("a list of [layer name, grid from 1]", lambda value: bool(value) and _all(_is_layer)(value)),
         "penalty": ("a number from 0, or null", lambda value: value is None or (_is_number(value) and value >= 0)),
         "temperature": ("a number above 0", lambda value: _is_number(value) and value > 0),
     },
@@ -254,9 +265,18 @@ _OPTIONAL_CHECKS: dict[str, dict[str, _Check]] = {
         "activation": _one_of("softmax", "sigmoid"),
     },
 }
+_FAMILIARITY_CHECKS: dict[str, _Check] = {
+    "layer": ("[layer name, grid from 1]", _is_layer),
+    "num_components": ("a whole number from 1", _whole(1)),
+    "num_images": ("a whole number from 1", _whole(1)),
+    "shares": ("a list of numbers from 0 to 1", _all(lambda value: _is_number(value) and 0 <= value <= 1)),
+    "distances": ("a list of numbers", _all(_is_number)),
+    "tail_width": ("a number above 0", lambda value: _is_number(value) and value > 0),
+}
 # Preprocessing decides what the pixels mean: a key that is not understood must not be ignored.
 _CLOSED_OBJECTS = ("preprocess",)
-_ENTRY_NAMES = ("format", "labels", *_OBJECT_CHECKS, "evaluation", "created_with", "sha256")
+_ENTRY_NAMES = ("format", "labels", *_OBJECT_CHECKS, "evaluation", "familiarity", "created_with", "sha256")
+_KNOWN_FORMATS = tuple(map(str, range(1, FORMAT_VERSION + 1)))
 _ALL_KEYS = tuple(f"headstart.{name}" for name in _ENTRY_NAMES)
 
 

@@ -168,21 +168,24 @@ def _check_names(graph: SimpleNamespace) -> Iterator[str]:
         seen.add(name)
 
 
-def check_signature(model: SimpleNamespace, problems: list[str]) -> int | None:
-    """Add what is wrong with inputs and outputs; return the number of classes K when it is known."""
+def check_signature(model: SimpleNamespace, problems: list[str]) -> tuple[int | None, bool]:
+    """Add what is wrong with inputs and outputs; return the number of classes K when it is known, and whether the
+    second output is there."""
     if model.graph is None:
-        return None
+        return None, False
     inputs = [_describe_value(value) for value in model.graph.input]
     outputs = [_describe_value(value) for value in model.graph.output]
     if inputs != ["image uint8 [any, any, 3]"]:
         problems.append(f"Its inputs are {_list_few(inputs)}; expected image uint8 [any, any, 3] alone.")
-    found = re.fullmatch(r"probabilities float32 \[(\d{1,6})\]", outputs[0]) if len(outputs) == 1 else None
-    if found and 2 <= int(found[1]) <= MAX_CLASSES:
-        return int(found[1])
+    has_familiarity = outputs[1:] == ["familiarity float32 [1]"]
+    found = re.fullmatch(r"probabilities float32 \[(\d{1,6})\]", outputs[0]) if outputs else None
+    if found and 2 <= int(found[1]) <= MAX_CLASSES and (has_familiarity or len(outputs) == 1):
+        return int(found[1]), has_familiarity
     problems.append(
-        f"Its outputs are {_list_few(outputs)}; expected probabilities float32 [K] alone, K from 2 to {MAX_CLASSES}."
+        f"Its outputs are {_list_few(outputs)}; expected probabilities float32 [K], K from 2 to {MAX_CLASSES}, alone "
+        "or before familiarity float32 [1]."
     )
-    return None
+    return None, False
 
 
 def _describe_value(value: SimpleNamespace) -> str:

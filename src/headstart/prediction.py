@@ -11,7 +11,7 @@ import numpy as np
 
 from headstart._files import compute_sha256, show_path, write_atomic
 from headstart.artifact import ArtifactMetadata, create_session, parse_artifact, read_artifact
-from headstart.errors import DataError, ImageError, raise_all, suggest
+from headstart.errors import ArtifactError, ConfigError, DataError, ImageError, raise_all, suggest
 from headstart.parallel import count_cpus, map_bounded
 from headstart.pictures import PictureSource, load_picture, name_source
 
@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the classifier says of one picture: the most probable class, and `probs` float32 (K,) of all `classes`."""
+    """What the classifier says of one picture: the most probable class, and `probs` float32 (K,) of all `classes`.
+
+    `familiarity`, 0 .. 1, is about the share of unseen pictures of these classes that are less like the training
+    pictures than this one; None where the classifier's file does not tell it.
+    """
 
     name: str
     classes: tuple[str, ...]
     probs: np.ndarray
+    familiarity: float | None = None
 
     @property
     def label(self) -> str:
@@ -42,6 +47,19 @@ class Prediction:
         """The `count` most probable classes with their probabilities, the most probable first."""
         order = np.argsort(-self.probs, kind="stable")[:count]
         return [(self.classes[i], float(self.probs[i])) for i in order]
+
+    def is_unknown(self, lost_frac: float = 0.01) -> bool:
+        """Whether the picture may show none of the classes: about `lost_frac` of the pictures that do are lost by that.
+
+        Raises ConfigError for a share that is not from 0 to 1, ArtifactError when the file tells no familiarity.
+        """
+        if not 0 <= lost_frac <= 1:
+            raise ConfigError(f"lost_frac is {lost_frac}; expected a share from 0 to 1, such as 0.01.")
+        if self.familiarity is None:
+            raise ArtifactError(
+                "This classifier's file does not tell how familiar a picture is. Train it again with this headstart."
+            )
+        return self.familiarity < lost_frac
 
     def __repr__(self) -> str:
         return f"Prediction({show_path(self.name)}: {self.label} {self.probability:.1%})"
@@ -74,7 +92,12 @@ class Classifier:
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Probabilities float32 (K,) of one RGB picture uint8 (H, W, 3)."""
-        return np.asarray(self._session.run(["probabilities"], {"image": pixels})[0])
+        return self.run_all(pixels)[0]
+
+    def run_all(self, pixels: np.ndarray) -> tuple[np.ndarray, float | None]:
+        """Probabilities as `run` gives them, and the familiarity, 0 .. 1; None where the file has no such output."""
+        probs, *others = self._session.run(None, {"image": pixels})
+        return np.asarray(probs), float(others[0][0]) if others else None
 
     def predict(self, pictures: PictureSource | Sequence[PictureSource]) -> Any:
         """A Prediction for a picture (path, bytes, array or Pillow image), a list of them for a sequence.
@@ -96,7 +119,7 @@ class Classifier:
         def predict_one(item: tuple[int, PictureSource]) -> Prediction | ImageError:
             name = name_source(item[1], item[0])
             try:
-                return Prediction(name, self.classes, self.run(load_picture(item[1], None, min_side_px).pixels))
+                return Prediction(name, self.classes, *self.run_all(load_picture(item[1], None, min_side_px).pixels))
             except ImageError as error:
                 return error.at(name)
 
@@ -124,7 +147,7 @@ class Classifier:
         from headstart.evaluation import Evaluation
 
         records = select_part(dataset, split)
-        label_of = self._match_classes([dataset.classes[label] for label in sorted({r.label for r in records})])
+        label_of = match_classes([dataset.classes[label] for label in sorted({r.label for r in records})], self.classes)
         problems, used, probs = [], [], []
         for done, (record, outcome) in enumerate(
             zip(records, self.predict_each([record.path for record in records]), strict=True), start=1
@@ -146,19 +169,6 @@ class Classifier:
             probs=np.stack(probs),
         ), problems
 
-    def _match_classes(self, names: Sequence[str]) -> dict[str, int]:
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        raise_all(
-            DataError,
-            [
-                f"The classifier has no class '{show_path(name)}'.{suggest(name, self.classes)} "
-                "Rename the class, or leave it out with --exclude."
-                for name in names
-                if name not in numbers
-            ],
-        )
-        return numbers
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the classifier to one .onnx file, whole or not at all."""
         write_atomic(path, self.data)
@@ -172,6 +182,21 @@ def load(path: str | os.PathLike[str] | bytes, *, allow_unsigned: bool = False) 
     if isinstance(path, bytes):
         return Classifier(*parse_artifact(path, allow_unsigned=allow_unsigned))
     return Classifier(*read_artifact(path, allow_unsigned=allow_unsigned))
+
+
+def match_classes(names: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """Class name to the number that the classifier gives it. Raises DataError that lists all it does not know."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    raise_all(
+        DataError,
+        [
+            f"The classifier has no class '{show_path(name)}'.{suggest(name, classes)} "
+            "Rename the class, or leave it out with --exclude."
+            for name in names
+            if name not in numbers
+        ],
+    )
+    return numbers
 
 
 def select_part(dataset: ImageDataset, split: str | None = None) -> list[Any]:

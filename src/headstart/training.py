@@ -38,7 +38,7 @@ from headstart.features import (
     Picture,
     extract_features,
 )
-from headstart.heads.cached import evaluate_head, fit_head, make_evaluation, make_layout
+from headstart.heads.cached import evaluate_head, fit_head, fit_head_familiarity, make_evaluation, make_layout
 from headstart.heads.linear import LinearHead, build_classifier
 from headstart.heads.selection import Selection
 from headstart.onnx_rules import MAX_TENSOR_VALUES
@@ -160,12 +160,13 @@ def train(
             for name in ("validation", "test")
             if parts[name]
         }
+        familiarity = fit_head_familiarity(parts["train"], head, extractor, cache, chosen)
     record = TrainingRecord(
         report, head, selection, trained, evaluations, out_of_fold, extraction.num_forward, chosen, trials
     )
     progress("checking the classifier", 0, 0)
-    metadata = make_metadata(dataset, extractor.backbone, record)
-    data = build_artifact(build_classifier(extractor.backbone, head), metadata)
+    metadata = replace(make_metadata(dataset, extractor.backbone, record), familiarity=familiarity.to_json())
+    data = build_artifact(build_classifier(extractor.backbone, head, familiarity), metadata)
     return Classifier(metadata, data, training=record)
 
 

@@ -18,10 +18,10 @@ from headstart.prediction import Prediction, load
 class Agreement:
     """How far our predictions and the bare file's go together.
 
-    `worst_difference` is the largest absolute difference of a probability between the two on the same pixels, and
-    `worst_path` the picture it was seen on. Of the pictures, `num_reduced` are large JPEGs that we decode at a reduced
-    scale; `worst_reduced` is the largest difference there to the bare file on full-scale pixels. `left_out` are
-    pictures that cannot be decoded.
+    `worst_difference` is the largest absolute difference of a probability, or of the familiarity, between the two on
+    the same pixels, and `worst_path` the picture it was seen on. Of the pictures, `num_reduced` are large JPEGs that we
+    decode at a reduced scale; `worst_reduced` is the largest difference of a probability there to the bare file on
+    full-scale pixels. `left_out` are pictures that cannot be decoded.
     """
 
     num_images: int
@@ -58,8 +58,10 @@ def verify_classifier(
     for done, (picture, outcome) in enumerate(zip(pictures, classifier.predict_each(pictures), strict=True), start=1):
         if isinstance(outcome, Prediction):
             decoded = load_picture(picture, None, 2 * size if size else None)
-            bare = session.run(None, {"image": decoded.pixels})[0]
+            bare, *others = session.run(None, {"image": decoded.pixels})
             difference = float(np.abs(bare - outcome.probs).max())
+            if outcome.familiarity is not None:
+                difference = max(difference, abs(float(others[0][0]) - outcome.familiarity))
             if difference >= worst:
                 worst, worst_path = difference, picture
             if max(decoded.pixels.shape) < max(decoded.facts.width_px, decoded.facts.height_px):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from headstart import familiarity
 from headstart._files import show_path
 from headstart.backbones.catalog import Backbone
 from headstart.calibration import apply_temperature
@@ -14,6 +15,7 @@ from headstart.config import TrainSettings
 from headstart.dataset import ImageRecord
 from headstart.errors import ConfigError, DataError
 from headstart.evaluation import Evaluation
+from headstart.familiarity import Familiarity
 from headstart.feature_cache import FeatureCache
 from headstart.features import (
     Extractor,
@@ -25,14 +27,11 @@ from headstart.features import (
     plan_single_layout,
 )
 from headstart.graph import PooledLayer
-from headstart.heads.linear import LinearHead
+from headstart.heads.from_file import Head
 from headstart.heads.selection import PENALTIES, Selection, select_head
 from headstart.heads.svm import SVM_PENALTIES, select_svm
 from headstart.parallel import Progress
 from headstart.splits import assign_folds, get_split_key
-
-if TYPE_CHECKING:
-    from headstart.heads.dense import DenseHead
 
 _ROWS_PER_READ = 1000
 # With few pictures the folds are drawn anew until about this many out-of-fold predictions are averaged.
@@ -121,7 +120,7 @@ def _say_few_groups(records: Sequence[ImageRecord], keys: Sequence[str], num_cla
 
 
 def evaluate_head(
-    head: LinearHead | DenseHead,
+    head: Head,
     records: Sequence[ImageRecord],
     classes: tuple[str, ...],
     extractor: Extractor,
@@ -130,6 +129,25 @@ def evaluate_head(
     """Rows of pictures whose features are cached."""
     probs = compute_probs(head, [record.sha256 for record in records], extractor, cache)
     return make_evaluation(classes, records, probs)
+
+
+def fit_head_familiarity(
+    records: Sequence[ImageRecord], head: Head, extractor: Extractor, cache: FeatureCache, settings: TrainSettings
+) -> Familiarity:
+    """How the pictures that the head was fitted on lie around each other, by folds of their own."""
+    recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
+    labels = np.array([record.label for record in records], np.int64)
+    keys = [get_split_key(record) for record in records]
+    num_folds = max(2, min(settings.num_folds, len(set(keys))))
+    return familiarity.fit_head_familiarity(
+        head.layers,
+        lambda indices: cache.read_features(recipe, [records[index].sha256 for index in indices]),
+        extractor.layout,
+        labels,
+        # Not by class: one that lies in a single fold may be unfamiliar to the others.
+        assign_folds(np.zeros_like(labels), keys, num_folds=num_folds, seed=settings.seed),
+        np.random.default_rng(settings.seed),
+    )
 
 
 def read_features(
@@ -146,9 +164,7 @@ def read_features(
     return features
 
 
-def compute_probs(
-    head: LinearHead | DenseHead, pictures: Sequence[str], extractor: Extractor, cache: FeatureCache
-) -> np.ndarray:
+def compute_probs(head: Head, pictures: Sequence[str], extractor: Extractor, cache: FeatureCache) -> np.ndarray:
     """float32 (N, K) of pictures (by SHA-256) whose features are cached."""
     recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
     chunks = []

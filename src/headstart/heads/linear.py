@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import onnx
 
 from headstart.graph import PROBABILITIES, GraphBuilder, PooledLayer, add_pooling, extend_graph
 
 if TYPE_CHECKING:
-    import onnx
-
     from headstart.backbones.catalog import Backbone
+    from headstart.familiarity import Familiarity
     from headstart.features import FeatureLayout
     from headstart.heads.dense import DenseHead
 
@@ -65,15 +65,28 @@ class LinearHead:
         }
 
 
-def build_classifier(backbone: Backbone, head: LinearHead | DenseHead) -> onnx.ModelProto:
-    """Picture uint8 (H, W, 3) to `probabilities` float32 (K,): backbone up to the head's layers, pooling, head."""
+def build_classifier(
+    backbone: Backbone, head: LinearHead | DenseHead, familiarity: Familiarity | None = None
+) -> onnx.ModelProto:
+    """Picture uint8 (H, W, 3) to `probabilities` float32 (K,): backbone up to the head's layers, pooling, head.
+
+    With `familiarity` to `familiarity` float32 (1,) as well.
+    """
     builder = GraphBuilder(prefix="head_")
     maps = [(pooled, backbone.get_layer(pooled.layer)) for pooled in head.layers]
     logits = head.add_nodes(builder, [(pooled, layer.channels, layer.size) for pooled, layer in maps])
     probs = builder.add("Softmax", logits, axis=1)
     builder.add("Squeeze", probs, builder.int_constant(0), output=PROBABILITIES)
-    layers = list(dict.fromkeys(pooled.layer for pooled in head.layers))
-    return extend_graph(backbone.model, layers, builder, PROBABILITIES, head.num_classes)
+    layers = [pooled.layer for pooled in head.layers]
+    if familiarity:
+        pooled = familiarity.layer
+        layers.append(pooled.layer)
+        layer = backbone.get_layer(pooled.layer)
+        name = familiarity.add_nodes(builder, add_pooling(builder, [(pooled, layer.channels, layer.size)]))
+    model = extend_graph(backbone.model, list(dict.fromkeys(layers)), builder, PROBABILITIES, head.num_classes)
+    if familiarity:
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]))
+    return model
 
 
 def describe_layers(layers: Sequence[PooledLayer]) -> str:

@@ -15,7 +15,7 @@ from headstart.config import TrainSettings
 from headstart.data_check import DataReport, check_pictures, leave_out
 from headstart.dataset import ImageDataset, ImageRecord
 from headstart.decode import ImageFacts
-from headstart.errors import DataError, HeadstartError, raise_all, suggest
+from headstart.errors import DataError, HeadstartError
 from headstart.evaluation import Evaluation
 from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, Picture, extract_features, get_top_layer
@@ -25,7 +25,7 @@ from headstart.heads.from_file import Head, read_head
 from headstart.heads.linear import LinearHead
 from headstart.heads.selection import CandidateScore
 from headstart.parallel import Progress
-from headstart.prediction import Classifier
+from headstart.prediction import Classifier, match_classes
 
 SPLITS = ("train", "validation", "test")
 
@@ -153,15 +153,7 @@ def open_trained(classifier: Classifier, cache: FeatureCache) -> Subject:
 
 def _number_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
     """The same pictures, labels numbered as in `classes`. Raises DataError that lists all unknown classes."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    raise_all(
-        DataError,
-        [
-            f"The classifier has no class '{name}'.{suggest(name, classes)} Rename the class, or leave it out with --exclude."
-            for name in dataset.classes
-            if name not in numbers
-        ],
-    )
+    numbers = match_classes(dataset.classes, classes)
     labels = [numbers[name] for name in dataset.classes]
     records = tuple(replace(record, label=labels[record.label]) for record in dataset.records)
     return replace(dataset, classes=classes, records=records)
