@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SHOWN_PER_CODE = 3
 _PICTURE_STAGES = (
     *("reading files", "extracting features", "decoding", "predicting", "comparing", "computing views"),
-    *("running the frozen part", "evaluating"),
+    *("running the frozen part", "evaluating", "measuring familiarity", "explaining mistakes", "embedding pictures"),
 )
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import onnx
 
-from headstart.artifact import ArtifactMetadata, build_artifact
+from headstart.artifact import FORMAT_VERSION, ArtifactMetadata, build_artifact
 from headstart.backbones.catalog import Backbone
 from headstart.config import FitSettings, TrainSettings
 from headstart.data_check import DataReport
 from headstart.evaluation import Evaluation
+from headstart.familiarity import Familiarity
 from headstart.finetuning.dense_training import Parameters
 from headstart.finetuning.history import EpochRow
 from headstart.finetuning.layer_table import LayerRow
@@ -87,11 +88,15 @@ def compare(frozen: Evaluation, tuned: Evaluation) -> Comparison:
     return Comparison(count, before, after, p_value, is_better, reason)
 
 
-def make_classifier(frozen: Classifier, backbone: Backbone, head: Head, record: TuningRecord) -> Classifier:
-    """The one that was kept: the tuned network with its head, or the frozen one's graph as it is."""
+def make_classifier(
+    frozen: Classifier, backbone: Backbone, head: Head, familiarity: Familiarity | None, record: TuningRecord
+) -> Classifier:
+    """The one that was kept: the tuned network with its head and familiarity, or the frozen one's graph as it is."""
     metadata = _make_metadata(frozen.metadata, backbone, head, record)
     if record.comparison.is_tuned_kept:
-        graph = build_classifier(backbone, head)
+        graph = build_classifier(backbone, head, familiarity)
+        told = familiarity.to_json() if familiarity else None
+        metadata = replace(metadata, familiarity=told, format_version=FORMAT_VERSION)
     else:
         graph = onnx.load_model_from_string(frozen.data)
     return Classifier(metadata, build_artifact(graph, metadata), training=record)

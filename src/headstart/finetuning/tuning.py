@@ -24,6 +24,7 @@ from headstart.data_check import DataReport, check_classes, hash_images, leave_o
 from headstart.dataset import ImageDataset, ImageRecord
 from headstart.errors import ConfigError
 from headstart.evaluation import Evaluation
+from headstart.familiarity import MAX_IMAGES, Familiarity, choose_layer, fit_familiarity
 from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, FeatureLayout, Picture, extract_features
 from headstart.finetuning.augmentation import find_preset
@@ -38,7 +39,7 @@ from headstart.finetuning.model import HeadModule, TopModel
 from headstart.finetuning.outcome import TuningRecord, compare, make_classifier
 from headstart.finetuning.rows import CachedRows, PixelRows, Rows
 from headstart.graph import PooledLayer
-from headstart.heads.cached import evaluate_head, fit_head, make_layout
+from headstart.heads.cached import evaluate_head, fit_head, make_layout, read_features
 from headstart.heads.dense import DenseHead
 from headstart.heads.from_file import Head, read_head
 from headstart.parallel import Progress, count_cpus
@@ -129,7 +130,36 @@ def tune(
             num_forward=extraction.num_forward,
             layers=_list_layers(cut),
         )
-    return make_classifier(frozen, tuned_backbone, tuned_head, record)
+        familiarity = None
+        if record.comparison.is_tuned_kept:
+            familiarity = _fit_familiarity(tuned_head, train, validation, tuned_extractor, cache, fit.seed, progress)
+    return make_classifier(frozen, tuned_backbone, tuned_head, familiarity, record)
+
+
+def _fit_familiarity(
+    head: Head,
+    train: Sequence[ImageRecord],
+    validation: Sequence[ImageRecord],
+    extractor: Extractor,
+    cache: FeatureCache,
+    seed: int,
+    progress: Progress,
+) -> Familiarity:
+    """The network has seen the training pictures, so how far good ones lie is measured on the validation pictures."""
+    rng = np.random.default_rng(seed)
+    chosen = [train[index] for index in sorted(rng.permutation(len(train))[:MAX_IMAGES])]
+    extract_features(
+        [Picture(record.sha256, record.path) for record in chosen],
+        extractor,
+        cache,
+        lambda done, total: progress("measuring familiarity", done, total),
+    )
+    layer = choose_layer(head.layers, extractor.layout)
+    features, unseen = (
+        read_features([record.sha256 for record in part], [layer], extractor, cache) for part in (chosen, validation)
+    )
+    labels = np.array([record.label for record in chosen], np.int64)
+    return fit_familiarity(features, labels, np.zeros_like(labels), layer, rng, unseen)
 
 
 def _prepare(
