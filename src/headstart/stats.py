@@ -217,7 +217,8 @@ def log_loss_interval(
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     seen = np.asarray(losses, np.float64)
     mean = float(seen.mean())
-    stated, squares = _compute_stated_losses(probs)
+    logs = -np.log(np.clip(np.asarray(probs, np.float64), np.finfo(np.float32).eps, 1.0))
+    stated, squares = (np.exp(-logs) * logs).sum(axis=1), (np.exp(-logs) * logs**2).sum(axis=1)
     floor = np.finfo(np.float64).tiny
     ratio = max(
         float(seen.var()) / max(mean, floor), float(squares.mean() - stated.mean() ** 2) / max(stated.mean(), floor)
@@ -227,11 +228,30 @@ def log_loss_interval(
     return max(0.0, mean + shift - half), mean + shift + half
 
 
-def _compute_stated_losses(probs: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Mean of the loss and of its square (N,) that every row of probabilities expects of itself."""
-    logs = -np.log(np.clip(np.asarray(probs, np.float64), np.finfo(np.float32).eps, 1.0))
-    powers = np.exp(-logs)
-    return (powers * logs).sum(axis=1), (powers * logs**2).sum(axis=1)
+def paired_log_loss_interval(
+    losses_a: npt.ArrayLike,
+    losses_b: npt.ArrayLike,
+    probs_a: npt.ArrayLike,
+    probs_b: npt.ArrayLike,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """The interval of log loss a minus log loss b on the same pictures, arguments as in log_loss_interval.
+
+    A normal interval with the greater of two variances: of the differences seen, and of those expected if the truth
+    were drawn by the mean of the two predictions. A bootstrap knows the first alone and is far too narrow where the
+    pictures show hardly any mistake.
+    """
+    _check_confidence(confidence)
+    gaps = np.asarray(losses_a, np.float64) - np.asarray(losses_b, np.float64)
+    floor = np.finfo(np.float32).eps
+    a, b = np.asarray(probs_a, np.float64), np.asarray(probs_b, np.float64)
+    stated = np.log(np.clip(b, floor, 1.0)) - np.log(np.clip(a, floor, 1.0))
+    weights = (a + b) / 2
+    expected = float((weights * stated).sum(axis=1).mean())
+    variance = float((weights * stated**2).sum(axis=1).mean()) - expected**2
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    half = z * math.sqrt(max(float(gaps.var()), variance) / len(gaps))
+    return float(gaps.mean()) - half, float(gaps.mean()) + half
 
 
 def median_interval(values: npt.ArrayLike, confidence: float = CONFIDENCE) -> tuple[float, float]:
