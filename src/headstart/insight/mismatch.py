@@ -299,7 +299,8 @@ def _compare_properties(train: Side, test: Side, shared: IntArray, rng: np.rando
         p_values.append(_test_ranks(*part))
     corrected = correct_holm(p_values).tolist()
     gaps = [replace(gap, p_value=p_value) for gap, p_value in zip(gaps, corrected, strict=True)]
-    return tuple(sorted(gaps, key=lambda gap: -abs(gap.auroc.value - 0.5)))
+    # What tells the sources apart as well stays in the order of measure_properties: size before what follows from it.
+    return tuple(sorted(gaps, key=lambda gap: -round(abs(gap.auroc.value - 0.5), 2)))
 
 
 def _test_ranks(values: FloatArray, is_test: np.ndarray, strata: IntArray) -> float:

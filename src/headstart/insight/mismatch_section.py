@@ -54,7 +54,7 @@ def _say_sources(mismatch: Mismatch) -> str:
     if mismatch.source_auroc is None or mismatch.source_chance is None:
         return "There are too few pictures to tell the sources apart by their features."
     shown, chance = mismatch.source_auroc, mismatch.source_chance
-    verdict = "The features differ between the sources" if mismatch.is_told_apart else "The features do not differ"
+    verdict = "The features differ between the sources" if mismatch.is_told_apart else "The features show no difference"
     if mismatch.is_told_apart and not mismatch.is_mismatched:
         verdict += ", though no loss of accuracy is seen"
     return (
