@@ -85,6 +85,8 @@ def test_other_shares_of_the_classes_are_no_mismatch() -> None:
     assert plain > 0.08  # what a comparison of the plain errors would take for mismatch
     assert not found.is_mismatched
     assert not found.is_told_apart  # though the classes, which lie apart, would tell the sources apart
+    assert found.source_auroc is not None
+    assert found.source_auroc.value < 0.65
 
 
 def test_a_class_that_one_source_lacks_is_left_out() -> None:
