@@ -69,6 +69,10 @@ class Forecast:
     classes_then: tuple[Expected, ...]
     shape: Shape
 
+    def predict(self, num_images: float) -> Expected:
+        """The unseen error in total with another number of training pictures, at least those of the last fit."""
+        return summarize(self.shape.predict(num_images))
+
 
 def forecast(curve: LearningCurve, factor: float = 2.0, *, rng: np.random.Generator) -> Forecast:
     """The unseen error expected with `factor` times the training pictures, drawn from the same source.
@@ -134,6 +138,6 @@ def _sample(
     weights /= weights.sum()
     chosen = rng.choice(len(weights), _NUM_SAMPLES, p=weights)
     counts = count_effective(levels, 1 / information, num_groups)[chosen]
-    # Jeffreys' prior, half an error and half a success, in the spread; the mean stays the fitted level.
+    # With Jeffreys' prior: half an error and half a success more.
     drawn = rng.beta(levels[chosen] * counts + 0.5, (1 - levels[chosen]) * counts + 0.5)
     return Shape(float(sizes[-1]), drawn, shares[chosen], exponents[chosen]), weights

@@ -105,9 +105,7 @@ def compute_learning_curve(
     orders = [rng.random(groups.max() + 1)[groups] for _ in range(num_draws)]
 
     ends = np.cumsum(block_sizes or [features.shape[1]])
-    wanted = int(
-        np.clip(_MAX_FIT_WORK // (len(part) * num_classes * len(ends)), _MIN_COMPONENTS, _MAX_COMPONENTS)
-    )
+    wanted = int(np.clip(_MAX_FIT_WORK // (len(part) * num_classes * len(ends)), _MIN_COMPONENTS, _MAX_COMPONENTS))
     wrong = np.zeros((num_draws, len(shares), len(part)), bool)
     train_errors, num_rows = np.zeros((2, num_draws, len(shares)))
     importance = np.ones(len(part), np.float32) if class_weights is None else class_weights[used].astype(np.float32)
@@ -115,7 +113,9 @@ def compute_learning_curve(
 
     with threadpoolctl.threadpool_limits(1):  # small fits: a thread for each keeps the cores busy
         blocks = np.split(features[part], ends[:-1], axis=1)
-        inputs = np.concatenate([fit_projection(each.astype(np.float32), wanted, rng)[1] for each in blocks], axis=1)
+        inputs = np.concatenate(
+            [fit_projection(each.astype(np.float32, copy=False), wanted, rng)[1] for each in blocks], axis=1
+        )
 
         def run(task: tuple[int, int]) -> Iterator[tuple[np.ndarray, float, int]]:
             draw, fold = task
@@ -130,9 +130,7 @@ def compute_learning_curve(
                     inputs[rows], used[rows], weights[None].astype(np.float32), np.array([penalty]), num_classes
                 )[0]
                 predicted = [(inputs[which] @ fit[:-1] + fit[-1]).argmax(axis=1) for which in (held_out, rows)]
-                results.append(
-                    (predicted[0] != used[held_out], float((predicted[1] != used[rows]).mean()), len(rows))
-                )
+                results.append((predicted[0] != used[held_out], float((predicted[1] != used[rows]).mean()), len(rows)))
             return iter(results)
 
         for done, ((draw, fold), results) in enumerate(map_bounded(run, tasks, count_cpus())):
