@@ -25,7 +25,7 @@ _NUM_FORECAST_POINTS = 9
 _AGAINST_BIAS = (
     "Fine-tune the network, so that its features fit these pictures: headstart finetune MODEL PICTURES.",
     "Use an earlier layer, where the pictures are unlike photographs: train with --layers auto compares them all.",
-    "Use a larger network (--backbone, see headstart backbones) or, where details decide, a larger input (--input-size).",
+    "Use a larger network (--backbone, see headstart backbones) or, where details decide, a larger --input-size.",
 )
 _AUGMENT = "Augment: headstart finetune MODEL PICTURES --augment light learns from changed copies of the pictures."
 
