@@ -25,7 +25,7 @@ from headstart.features import Extractor, Picture, extract_features
 from headstart.heads.cached import fit_head
 from headstart.heads.fitting import fit_logistic
 from headstart.heads.linear import describe_layers
-from headstart.heads.selection import PENALTIES, _fit_projection
+from headstart.heads.selection import PENALTIES, fit_projection
 from headstart.parallel import count_cpus
 from headstart.splits import assign_folds, split_dataset
 
@@ -105,7 +105,7 @@ def time_synthetic() -> dict[str, Any]:
     weights = (~held_out / (~held_out).sum(axis=1, keepdims=True)).astype(np.float32)
 
     began = time.perf_counter()
-    inputs = _fit_projection(rows, _COMPONENTS, rng)[1]
+    inputs = fit_projection(rows, _COMPONENTS, rng)[1]
     projected = time.perf_counter()
     fits = fit_logistic(
         inputs, labels, np.tile(weights, (len(PENALTIES), 1)), np.repeat(PENALTIES, _FOLDS), _CLASSES

@@ -191,7 +191,7 @@ def _cross_validate(
     blocks = _read_blocks(problem, part, [pooled for layers in candidates for pooled in layers])
 
     def project(item: tuple[PooledLayer, np.random.Generator]) -> np.ndarray:
-        return _fit_projection(blocks.pop(item[0]).astype(np.float32), num_components, item[1])[1]
+        return fit_projection(blocks.pop(item[0]).astype(np.float32), num_components, item[1])[1]
 
     def judge(layers: tuple[PooledLayer, ...]) -> _Result:
         inputs = np.concatenate([projected[pooled] for pooled in layers], axis=1)
@@ -258,7 +258,7 @@ def _compute_calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.nda
     return np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(labels)), labels]
 
 
-def _fit_projection(block: np.ndarray, num_components: int, rng: np.random.Generator) -> tuple[_Projection, np.ndarray]:
+def fit_projection(block: np.ndarray, num_components: int, rng: np.random.Generator) -> tuple[_Projection, np.ndarray]:
     """Standardise with a floor under the variance, then the leading principal components; also the projected rows.
 
     `block` float32 (N, D) is overwritten.
@@ -371,7 +371,7 @@ def _fit_final(problem: _Problem, layers: tuple[PooledLayer, ...], penalty: floa
     num_components = min(_MAX_COMPONENTS, max(64, _MAX_FIT_NUMBERS // (num_images * len(layers))))
     blocks = _read_blocks(problem, _draw_part(problem, _CHOICE_ROWS), layers)
     projections = [
-        _fit_projection(blocks.pop(pooled).astype(np.float32), num_components, problem.rng)[0] for pooled in layers
+        fit_projection(blocks.pop(pooled).astype(np.float32), num_components, problem.rng)[0] for pooled in layers
     ]
     widths = [projection.components.shape[1] for projection in projections]
     inputs = np.empty((num_images, sum(widths)), np.float32)
