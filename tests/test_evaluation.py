@@ -125,7 +125,7 @@ def test_intervals_hold_a_figure_that_resampling_biases() -> None:
     drawn = np.random.default_rng(0).integers(0, 3000, (200, 3000))
     figure = rows.compute_figures()["macro_f1"]
     # The percentile interval would end below the figure.
-    assert np.quantile(module._make_statistics(rows)(drawn)[:, 1], 0.975) < figure["value"]
+    assert np.quantile(module._make_statistics(rows)(drawn)[:, 0], 0.975) < figure["value"]
     assert figure["low"] <= figure["value"] < figure["high"]
 
 
@@ -138,9 +138,7 @@ def test_resampled_statistics_are_the_metrics_of_the_drawn_rows(n: int, k: int) 
         labels, probs = rows.labels[chosen], rows.probs[chosen]
         guess = probs.argmax(axis=1)
         expected = [
-            metrics.compute_balanced_accuracy(labels, guess, k),
             metrics.compute_precision_recall_f1(labels, guess, k).macro_f1,
-            metrics.compute_log_loss(labels, probs),
             metrics.compute_ece(labels, probs),
         ]
         np.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-12)

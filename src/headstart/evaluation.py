@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,15 @@ from headstart._files import compute_sha256, show_path, write_atomic
 from headstart.calibration import compute_chance_ece
 from headstart.errors import DataError, MissingDependencyError, raise_all
 from headstart.metrics import FloatArray, IntArray
-from headstart.stats import CONFIDENCE, NUM_RESAMPLES, bootstrap_interval, wilson_interval
+from headstart.stats import (
+    CONFIDENCE,
+    NUM_RESAMPLES,
+    bootstrap_interval,
+    log_loss_interval,
+    macro_f1_interval,
+    weighted_rate_interval,
+    wilson_interval,
+)
 
 FORMAT = "headstart evaluation"
 FORMAT_VERSION = 1
@@ -112,10 +120,11 @@ class Evaluation:
     def compute_figures(self, seed: int = 0) -> dict[str, Any]:
         """All figures, ready for JSON; the same rows and seed give the same dict. What is not defined is None.
 
-        Accuracy and recall carry Wilson intervals, the others basic bootstrap intervals from `seed`, because resampling
-        adds chance to chance: the percentiles of a macro F1 lie too low and those of a calibration error too high,
-        sometimes beyond the figure itself. The interval of `ece` starts at 0 when it lies within `ece_if_calibrated`,
-        the range that chance alone gives a perfectly calibrated classifier.
+        Accuracy and recall carry Wilson intervals, balanced accuracy and log loss score intervals, because resampling
+        shows no mistake that the rows do not hold. Macro F1 and ECE carry basic bootstrap intervals from `seed`, whose
+        percentiles would lie too low and too high, widened in the same way. The interval of `ece` starts at 0 when it
+        lies within `ece_if_calibrated`, the range that chance alone gives a perfectly calibrated classifier.
+        benchmarks/coverage.py simulates how often they hold the truth.
 
         `log_loss` is in nats, the rest are fractions. Numbers are rounded to 12 digits, so that processors which differ
         in the last bit give the same.
@@ -128,12 +137,13 @@ class Evaluation:
         rng = np.random.default_rng(seed)
         ece = metrics.compute_ece(self.labels, self.probs)
         log_loss = metrics.compute_log_loss(self.labels, self.probs)
-        values = [scores.macro_recall, scores.macro_f1, log_loss, ece]
-        intervals = bootstrap_interval(_make_statistics(self), num_images, rng, NUM_RESAMPLES, CONFIDENCE, values)
-        intervals = intervals.clip(0, np.array([1, 1, np.inf, 1])[:, None])
+        resampled = bootstrap_interval(
+            _make_statistics(self), num_images, rng, NUM_RESAMPLES, CONFIDENCE, [scores.macro_f1, ece]
+        )
         chance = compute_chance_ece(self.probs, rng)
-        if ece <= chance[1]:
-            intervals[3, 0] = 0
+        mean_confidence = float(self.probs.max(axis=1).mean(dtype=np.float64))
+        known = scores.num_images > 0
+        weights = np.full(known.sum(), 1 / known.sum())
         figures = {
             "n": num_images,
             "num_correct": int(num_right.sum()),
@@ -141,12 +151,21 @@ class Evaluation:
             "num_resamples": NUM_RESAMPLES,
             "seed": seed,
             "accuracy": _with_wilson(int(num_right.sum()), num_images),
-            "balanced_accuracy": _with_interval(scores.macro_recall, intervals[0]),
-            "macro_f1": _with_interval(scores.macro_f1, intervals[1]),
-            "log_loss": _with_interval(log_loss, intervals[2]),
-            "ece": _with_interval(ece, intervals[3]),
+            "balanced_accuracy": _with_interval(
+                scores.macro_recall, weighted_rate_interval(num_right[known], scores.num_images[known], weights)
+            ),
+            "macro_f1": _with_interval(scores.macro_f1, _join(resampled[0], macro_f1_interval(confusion))),
+            "log_loss": _with_interval(
+                log_loss, log_loss_interval(metrics.compute_losses(self.labels, self.probs), self.probs)
+            ),
+            "ece": _with_interval(
+                ece,
+                _widen_ece(
+                    ece, resampled[1], chance, mean_confidence, wilson_interval(int(num_right.sum()), num_images)
+                ),
+            ),
             "ece_if_calibrated": dict(zip(("low", "high"), chance, strict=True)),
-            "mean_confidence": float(self.probs.max(axis=1).mean(dtype=np.float64)),
+            "mean_confidence": mean_confidence,
             "classes": list(self.classes),
             "per_class": [
                 {
@@ -289,13 +308,12 @@ def _freeze(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _make_statistics(evaluation: Evaluation) -> Callable[[IntArray], FloatArray]:
-    """Row numbers (B, N) to (B, 4): balanced accuracy, macro F1, log loss and ECE of every resample.
+    """Row numbers (B, N) to (B, 2): macro F1 and ECE of every resample.
 
-    The first two and all bin sizes depend only on how often each cell of the confusion matrix is drawn, so the cells
-    that occur, C of them, are counted once per resample and summed by class from the (B, C) counts.
+    Macro F1 depends only on how often each cell of the confusion matrix is drawn, so the cells that occur, C of them,
+    are counted once per resample and summed by class from the (B, C) counts.
     """
     labels, predicted, probs = evaluation.labels, evaluation.predicted, evaluation.probs
-    losses = metrics.compute_losses(labels, probs)
     confidence = probs.max(axis=1).astype(np.float64)
     bins = metrics.assign_bins(confidence)
     gaps = evaluation.correct - confidence
@@ -320,9 +338,7 @@ def _make_statistics(evaluation: Evaluation) -> Callable[[IntArray], FloatArray]
         binned = _count(bins[rows] + offsets * metrics.NUM_BINS, num_resamples, metrics.NUM_BINS, gaps[rows])
         return np.stack(
             [
-                _mean_of_quotients(num_right, num_true),
                 _mean_of_quotients(2 * num_right, num_true + num_predicted),
-                losses[rows].mean(axis=1),
                 np.abs(binned).sum(axis=1) / num_rows,
             ],
             axis=1,
@@ -342,7 +358,27 @@ def _mean_of_quotients(part: IntArray, whole: IntArray) -> FloatArray:
     return np.asarray(quotients.sum(axis=1) / (whole > 0).sum(axis=1), np.float64)
 
 
-def _with_interval(value: float, interval: FloatArray) -> dict[str, float]:
+def _join(*intervals: Sequence[float] | FloatArray) -> tuple[float, float]:
+    """From the least to the greatest of limits in 0 .. 1."""
+    lows, highs = zip(*intervals, strict=True)
+    return max(0.0, float(min(lows))), min(1.0, float(max(highs)))
+
+
+def _widen_ece(
+    ece: float,
+    resampled: FloatArray,
+    chance: tuple[float, float],
+    mean_confidence: float,
+    accuracy: tuple[float, float],
+) -> tuple[float, float]:
+    """By what chance alone gives, and by the doubt about the accuracy: the calibration error is no less than the gap
+    between mean confidence and accuracy, which may be at either limit of its interval."""
+    gap = max(abs(mean_confidence - limit) for limit in accuracy)
+    low = 0.0 if ece <= chance[1] else resampled[0]
+    return _join((low, max(resampled[1], gap, chance[1] if ece <= chance[1] else 0.0)))
+
+
+def _with_interval(value: float, interval: Sequence[float]) -> dict[str, float]:
     return {"value": value, "low": float(interval[0]), "high": float(interval[1])}
 
 
