@@ -7,23 +7,21 @@ sum to it exactly. Of a dense head the same is true of its gradient, the sum com
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import PIL.Image
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from headstart.artifact import ArtifactMetadata, create_session, parse_artifact
 from headstart.errors import ArtifactError, ConfigError, suggest
-from headstart.graph import IMAGE, IR_VERSION, OPSET, PROBABILITIES, PooledLayer, compute_pooling_matrix
+from headstart.graph import IMAGE, PROBABILITIES, PooledLayer, compute_pooling_matrix
+from headstart.heat_tail import add_outputs, cut_tail
 from headstart.pictures import PictureSource, load_picture
 
 if TYPE_CHECKING:
-    import onnxruntime
-
     from headstart.prediction import Classifier
 
 FOR_COLOUR = (213, 94, 0)
@@ -31,17 +29,13 @@ AGAINST_COLOUR = (0, 114, 178)
 """Vermilion and blue of Okabe and Ito (2008), which colour-blind people tell apart."""
 
 _OUTSIDE_LIGHT = 0.35
-# Of a position's values, up and down: wide enough for single precision, the error falls with its square.
-_STEP = 0.1
-# The tensors of a whole network would take much memory; the one that is sought stands near its end.
-_MAX_CUTS = 40
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class HeatMap:
     """What spoke for a class, position by position of the network's map.
 
-    `values` float32 (h, h): above 0 spoke for the class, below 0 against it; they sum to `logit`. `logit` is the file's,
+    `values` float32 (h, h): above 0 for the class, below 0 against it; they sum to `logit`. `logit` is the file's,
     temperature included, less the mean of all classes' logits: log p of the class less the mean of all log p. (A
     logistic regression's logits have the mean 0 already; other heads' hold a number that all classes share and that
     says nothing.) `spread` is the part of the logit that has no place in the picture, such as the intercept; `values`
@@ -93,16 +87,16 @@ class Explainer:
         known = {name for node in model.graph.node for name in node.output}
         if missing := [name for name in outputs if name not in known]:
             raise _say_strange(f"it has no tensor '{missing[0]}'")
-        session = create_session(_add_outputs(model, outputs), num_threads=num_threads)
+        session = create_session(add_outputs(model, outputs), num_threads=num_threads)
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         first = dict(zip(outputs, session.run(outputs, {IMAGE: noise}), strict=True))
+        _check_head(self._head, first, first[self._logits])
         self._tail = None
         if vectors := [name for name in layers if first[name].size == first[name].shape[1]]:
-            self._tail = _cut_tail(model, vectors, noise)
+            self._tail = cut_tail(model, vectors, noise)
             outputs.append(self._tail.tensor)
-            session = create_session(_add_outputs(model, outputs[-1:]), num_threads=num_threads)
+            session = create_session(add_outputs(model, outputs[-1:]), num_threads=num_threads)
         self._session, self._outputs = session, outputs
-        _check_head(self._head, first, first[self._logits])
 
     def explain(self, picture: PictureSource, class_name: str | int | None = None) -> HeatMap:
         """What spoke for a class, given by name or number; by default for the most probable one.
@@ -218,6 +212,14 @@ def _pool(tensor: np.ndarray, grid: int) -> np.ndarray:
 
 def _check_head(head: _Head, maps: dict[str, np.ndarray], logits: np.ndarray) -> None:
     """Whether head and maps as they were read give the logits of the graph."""
+    shapes = [maps[block.layer].shape for block in head.blocks]
+    if any(len(shape) != 4 or shape[0] != 1 or shape[2] != shape[3] for shape in shapes):
+        raise _say_strange("its layers are not square maps")
+    sizes = [
+        shape[1] * (1 if head.takes_max else block.grid**2) for block, shape in zip(head.blocks, shapes, strict=True)
+    ]
+    if sum(sizes) != len(head.weights[0][0]):
+        raise _say_strange("its head takes another number of values than its layers have")
     centred = logits[0].astype(np.float64) - logits.mean()
     for number in range(min(len(centred), 3)):
         gradients, total = head.differentiate(maps, number)
@@ -237,107 +239,10 @@ def _find_logits(model: onnx.ModelProto) -> str:
     return tensor
 
 
-def _add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
-    """The model with more outputs. It keeps those that are added."""
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return bytes(model.SerializeToString())
-
-
 def _say_strange(found: str) -> ArtifactError:
     return ArtifactError(
         f"The graph is not what the file says about itself: {found}. Heat maps need a classifier as headstart saves it."
     )
-
-
-# Layers without positions
-
-
-@dataclass(frozen=True, eq=False)
-class _Tail:
-    """Vector layers as a function of `tensor`, the last on which they depend that has positions."""
-
-    tensor: str
-    session: onnxruntime.InferenceSession
-
-    def share_out(self, tensor: np.ndarray, vectors: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-        """float64 (h * h,): each position's values times the gradient of the sum of vector @ weights over `vectors`."""
-
-        def compute(position: int, factor: float) -> float:
-            scaled = tensor.copy()
-            _list_positions(scaled)[position] *= factor
-            found = self.session.run([name for name, _ in vectors], {self.tensor: scaled})
-            return sum(
-                float(each.ravel().astype(np.float64) @ weights)
-                for each, (_, weights) in zip(found, vectors, strict=True)
-            )
-
-        count = len(_list_positions(tensor))
-        return np.array([compute(i, 1 + _STEP) - compute(i, 1 - _STEP) for i in range(count)]) / (2 * _STEP)
-
-
-def _list_positions(tensor: np.ndarray) -> np.ndarray:
-    """A view (h * h, C) of a square map (1, C, h, h) or (1, h, h, C), or of tokens (1, prefix + h * h, C); else empty."""
-    if tensor.ndim == 4 and len(tensor) == 1 and tensor.shape[2] == tensor.shape[3]:
-        return tensor[0].reshape(tensor.shape[1], -1).T
-    if tensor.ndim == 4 and len(tensor) == 1 and tensor.shape[1] == tensor.shape[2]:
-        return tensor[0].reshape(-1, tensor.shape[3])
-    if tensor.ndim == 3 and len(tensor) == 1:  # class and register tokens stand before the others
-        return tensor[0, tensor.shape[1] - math.isqrt(tensor.shape[1]) ** 2 :]
-    return np.zeros((0, 0), np.float32)
-
-
-def _cut_tail(model: onnx.ModelProto, vectors: Sequence[str], picture: np.ndarray) -> _Tail:
-    """Cut at the last tensor with positions, more than one of which matter, that everything above depends on."""
-    candidates = _find_cuts(model, vectors)[-_MAX_CUTS:]
-    plain = type(model)()
-    plain.CopyFrom(model)
-    tensors = create_session(_add_outputs(plain, candidates)).run(candidates, {IMAGE: picture})
-    for name, tensor in zip(reversed(candidates), reversed(tensors), strict=True):
-        if tensor.dtype != np.float32 or len(_list_positions(tensor)) < 4:
-            continue
-        tail = _make_tail(model, name, tensor.shape, vectors)
-        changed = tensor.copy()
-        _list_positions(changed)[:] *= 1.5
-        runs = [tail.session.run(list(vectors), {name: each}) for each in (tensor, changed)]
-        # Of the last map of a transformer its class token reads nothing; before the last attention it reads all.
-        if any(not np.array_equal(before, after) for before, after in zip(*runs, strict=True)):
-            return tail
-    raise ConfigError(
-        f"The head takes {', '.join(vectors)}, and nothing that has positions in the picture comes before it."
-    )
-
-
-def _find_cuts(model: onnx.ModelProto, targets: Sequence[str]) -> list[str]:
-    """Every tensor through which all goes that leads from the picture to the targets, in order."""
-    needed, nodes = set(targets), []
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            nodes.insert(0, node)
-            needed.update(node.input)
-    last_use = {tensor: index for index, node in enumerate(nodes) for tensor in node.input}
-    last_use.update(dict.fromkeys(targets, len(nodes)))
-    dependent, live, cuts = {IMAGE}, {IMAGE}, []
-    for index, node in enumerate(nodes):
-        if not dependent.intersection(node.input):
-            continue
-        made = needed.intersection(node.output)
-        dependent |= made
-        live = {tensor for tensor in live | made if last_use[tensor] > index}
-        if len(live) == 1 and live <= made:
-            cuts += live
-    return cuts
-
-
-def _make_tail(model: onnx.ModelProto, tensor: str, shape: Sequence[int], vectors: Sequence[str]) -> _Tail:
-    import onnxruntime
-
-    extractor = onnx.utils.Extractor(model)
-    extractor.value_infos[tensor] = helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    data = extractor.extract_model([tensor], list(vectors)).SerializeToString()
-    return _Tail(tensor, onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]))
 
 
 # Where the network looked, and drawing
@@ -358,12 +263,16 @@ def compute_box(preprocess: dict[str, Any], height: int, width: int) -> tuple[fl
         sizes = [length * min(short, larger) // short for length in (height, width)]
         starts = [round((size - side) / 2) / size for size in sizes]
         return starts[0], starts[1], side / sizes[0], side / sizes[1]
-    square = short if crop == "after-resize" else round(max(float(np.float32(short) * np.float32(crop_frac)), min(short, side)))
+    square = (
+        short
+        if crop == "after-resize"
+        else round(max(float(np.float32(short) * np.float32(crop_frac)), min(short, side)))
+    )
     return (height - square) // 2 / height, (width - square) // 2 / width, square / height, square / width
 
 
 def overlay_values(heat: HeatMap) -> np.ndarray:
-    """uint8 (h, h) for drawing: 128 is nothing, 255 what spoke most strongly for the class, 1 as strongly against it."""
+    """uint8 (h, h) for drawing: 128 is nothing, 255 the strongest value for the class, 1 as strong a one against it."""
     strongest = float(np.abs(heat.values).max()) or 1.0
     return np.round(128 + 127 * heat.values / strongest).astype(np.uint8)
 
@@ -383,6 +292,6 @@ def draw_heat_map(pixels: np.ndarray, heat: HeatMap, alpha: float = 0.6) -> PIL.
     seen = pixels[top : top + size[1], left : left + size[0]]
     smooth = smooth[: seen.shape[0], : seen.shape[1]]
     cover = np.minimum(np.abs(smooth), 1) * np.float32(alpha)
-    colour = np.where(smooth > 0, np.float32(FOR_COLOUR), np.float32(AGAINST_COLOUR))
+    colour = np.where(smooth > 0, np.array(FOR_COLOUR, np.float32), np.array(AGAINST_COLOUR, np.float32))
     drawn[top : top + size[1], left : left + size[0]] = seen * (1 - cover) + colour * cover
     return PIL.Image.fromarray(np.round(drawn).astype(np.uint8))
