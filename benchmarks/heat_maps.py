@@ -1,7 +1,7 @@
 """Heat maps of a classifier: whether they sum to the logit, whether what they show matters, and what they cost.
 
 The sum is compared with the logit in the file's own graph, over all pictures of the folders. Deletion: the hottest
-fifth of the positions is replaced by a blurred copy of the picture (Gaussian, sigma a tenth of the square's side; blur
+fifth of the positions (of the map as it is drawn) is replaced by a blurred copy of the picture (Gaussian, sigma a tenth of the square's side; blur
 as the neutral content: Fong and Vedaldi 2017), and so are random fifths of the same raster, in two ways: the same shape
 moved to a random place (the raster closed to a torus), and positions drawn one by one, which makes many holes of one.
 Log-odds of the predicted class are compared, because a sure classifier's probabilities are 1 whatever is deleted; the
@@ -52,7 +52,7 @@ def cut_box(pixels: np.ndarray, heat: HeatMap, side_px: int) -> np.ndarray:
 def draw_masks(heat: HeatMap, num_draws: int, rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
     """bool (h, h): the hottest fifth, the same shape elsewhere, and positions drawn one by one."""
     size, count = len(heat.values), round(0.2 * heat.values.size)
-    order = np.argsort(-heat.values, axis=None, kind="stable")
+    order = np.argsort(-heat.smoothed, axis=None, kind="stable")
     hottest = np.isin(np.arange(size**2), order[:count]).reshape(size, size)
     shifts = rng.integers(1, size**2, num_draws)  # 0 would be the hottest fifth itself
     return {
