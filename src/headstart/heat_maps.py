@@ -286,7 +286,7 @@ def compute_box(preprocess: dict[str, Any], height: int, width: int) -> tuple[fl
 
 
 def overlay_values(heat: HeatMap) -> np.ndarray:
-    """`smoothed` as uint8 (h, h): 128 is nothing, 255 the strongest value for the class, 1 as strong a one against it."""
+    """`smoothed` as uint8 (h, h): 128 is nothing, 255 the strongest for the class, 1 as strong against it."""
     values = heat.smoothed
     return np.round(128 + 127 * values / (float(np.abs(values).max()) or 1.0)).astype(np.uint8)
 
@@ -294,8 +294,8 @@ def overlay_values(heat: HeatMap) -> np.ndarray:
 def draw_heat_map(pixels: np.ndarray, heat: HeatMap, alpha: float = 0.6) -> PIL.Image.Image:
     """The picture uint8 (H, W, 3) with the map over it: FOR_COLOUR spoke for the class, AGAINST_COLOUR against it.
 
-    The strongest position is covered by `alpha` (0 .. 1), others in proportion to it. What the network did not see is
-    darkened.
+    The strongest position is covered by `alpha` (0 .. 1), others in proportion to it. What the network saw is grey, so
+    that no colour of the picture is taken for one of the map; what it did not see is darkened.
     """
     height, width = pixels.shape[:2]
     top, left = round(heat.box[0] * height), round(heat.box[1] * width)
@@ -304,7 +304,7 @@ def draw_heat_map(pixels: np.ndarray, heat: HeatMap, alpha: float = 0.6) -> PIL.
     strength = values / np.float32(np.abs(values).max() or 1.0)
     smooth = np.asarray(PIL.Image.fromarray(strength).resize(size, PIL.Image.Resampling.BICUBIC))[..., None]
     drawn = pixels * np.float32(_OUTSIDE_LIGHT)
-    seen = pixels[top : top + size[1], left : left + size[0]]
+    seen = np.asarray(PIL.Image.fromarray(pixels).convert("L"))[top : top + size[1], left : left + size[0], None]
     smooth = smooth[: seen.shape[0], : seen.shape[1]]
     cover = np.minimum(np.abs(smooth), 1) * np.float32(alpha)
     colour = np.where(smooth > 0, np.array(FOR_COLOUR, np.float32), np.array(AGAINST_COLOUR, np.float32))
