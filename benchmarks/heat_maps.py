@@ -1,11 +1,13 @@
 """Heat maps of a classifier: whether they sum to the logit, whether what they show matters, and what they cost.
 
-The sum is compared with the logit in the file's own graph, over all pictures of the folders. Deletion: the hottest
-fifth of the positions is replaced by a blurred copy of the picture (Gaussian, sigma a tenth of the square's side; blur
-as the neutral content: Fong and Vedaldi 2017), and so are random fifths of the same raster, in two ways: the same shape
-moved to a random place (the raster closed to a torus), and positions drawn one by one, which makes many holes of one.
-Log-odds of the predicted class are compared, because a sure classifier's probabilities are 1 whatever is deleted; the
-shares by probability, in double precision, are told beside them.
+The sum is compared with the logit in the file's own graph, over all pictures of the folders.
+
+Deletion: the hottest fifth of the positions, of the map as it is drawn, is replaced by a blurred copy of the picture
+(Gaussian, sigma a tenth of the square's side; blur as neutral content: Fong and Vedaldi 2017). So are random fifths of
+the same raster, in two ways: the same shape moved to a random place (the raster closed to a torus), and positions drawn
+one by one, which makes many small holes instead of one large. Log-odds of the predicted class are compared with their
+mean over the draws, because a sure classifier's probabilities are 1 whatever is deleted; the shares by probability, in
+double precision, are told beside them.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def cut_box(pixels: np.ndarray, heat: HeatMap, side_px: int) -> np.ndarray:
 def draw_masks(heat: HeatMap, num_draws: int, rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
     """bool (h, h): the hottest fifth, the same shape elsewhere, and positions drawn one by one."""
     size, count = len(heat.values), round(0.2 * heat.values.size)
-    order = np.argsort(-heat.values, axis=None, kind="stable")
+    order = np.argsort(-heat.smoothed, axis=None, kind="stable")
     hottest = np.isin(np.arange(size**2), order[:count]).reshape(size, size)
     shifts = rng.integers(1, size**2, num_draws)  # 0 would be the hottest fifth itself
     return {
@@ -119,10 +121,11 @@ def measure_sums(explainer: Explainer, data: bytes, paths: list[str]) -> dict[st
 
 def measure_seconds(explainer: Explainer, data: bytes, paths: list[str], repeats: int) -> dict[str, object]:
     classifier = headstart.load(data)
+    min_side_px = 2 * explainer.metadata.preprocess["input_size_px"]
     seconds: dict[str, list[float]] = {"predict": [], "explain": []}
     for _ in range(repeats):
         for name, run in (
-            ("predict", lambda path: classifier.run(load_picture(path, None, 448).pixels)),
+            ("predict", lambda path: classifier.run(load_picture(path, None, min_side_px).pixels)),
             ("explain", explainer.explain),
         ):
             began = time.perf_counter()

@@ -285,6 +285,19 @@ def test_the_box_is_what_the_graph_sees(crop: str, shape: tuple[int, int]) -> No
     np.testing.assert_allclose(columns, left + wide * places, atol=0.02)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 7, 14])
+def test_smoothing_keeps_the_sum_and_shares_with_neighbours(size: int) -> None:
+    values = np.zeros((size, size), np.float32)
+    values[size // 2, 0] = 8
+    smoothed = make_heat(values).smoothed
+    assert smoothed.sum() == pytest.approx(8, rel=1e-6)
+    assert smoothed.dtype == np.float32
+    if size == 7:
+        np.testing.assert_allclose(smoothed[2:5, :3], [[1.5, 0.5, 0], [3, 1, 0], [1.5, 0.5, 0]])
+    np.testing.assert_allclose(make_heat(np.full((size, size), 2.0)).smoothed, 2, rtol=1e-6)
+    assert (make_heat(values).smoothed == values).all() == (size < 5)
+
+
 def make_heat(values: Any, box: tuple[float, float, float, float] = (0, 0, 1, 1)) -> HeatMap:
     return HeatMap(np.array(values, np.float32), ("a", "b"), 0, 0.0, 0.0, np.array([0.5, 0.5], np.float32), box)
 
@@ -337,7 +350,7 @@ def test_other_files_are_refused_with_the_reason() -> None:
     with pytest.raises(ArtifactError, match="does not add up"):
         Explainer(make_file(swapped, layers=[["top", 2], ["top", 1]]))
     dense = make_dense("top", 4, "max", 5, 3)
-    with pytest.raises(ArtifactError, match="does not add up"):
+    with pytest.raises(ArtifactError, match="another number of values"):
         Explainer(make_file(dense, pooling="average"))
 
 

@@ -52,6 +52,20 @@ class HeatMap:
     box: tuple[float, float, float, float]
 
     @property
+    def smoothed(self) -> np.ndarray:
+        """`values` as they are drawn, float32 (h, h) of the same sum: each is shared with its neighbours, since a
+        position is computed from more of the picture than its own cell.
+
+        Binomial weights 1 2 1, once on a raster of 7 x 7 and as wide in the picture on finer ones. Deleting the hottest
+        fifth of a picture moved the prediction a little more surely by these than by `values`.
+        """
+        size = len(self.values)
+        step = (np.eye(size, k=-1) + 2 * np.eye(size) + np.eye(size, k=1)) / 4
+        step[[0, -1], [0, -1]] += 1 / 4  # what would leave the raster stays
+        spread = np.linalg.matrix_power(step, round((size / 7) ** 2)) if size > 1 else np.eye(1)
+        return np.asarray(spread @ self.values @ spread, dtype=np.float32)
+
+    @property
     def label(self) -> str:
         return self.classes[self.class_index]
 
@@ -272,24 +286,25 @@ def compute_box(preprocess: dict[str, Any], height: int, width: int) -> tuple[fl
 
 
 def overlay_values(heat: HeatMap) -> np.ndarray:
-    """uint8 (h, h) for drawing: 128 is nothing, 255 the strongest value for the class, 1 as strong a one against it."""
-    strongest = float(np.abs(heat.values).max()) or 1.0
-    return np.round(128 + 127 * heat.values / strongest).astype(np.uint8)
+    """`smoothed` as uint8 (h, h): 128 is nothing, 255 the strongest for the class, 1 as strong against it."""
+    values = heat.smoothed
+    return np.round(128 + 127 * values / (float(np.abs(values).max()) or 1.0)).astype(np.uint8)
 
 
 def draw_heat_map(pixels: np.ndarray, heat: HeatMap, alpha: float = 0.6) -> PIL.Image.Image:
     """The picture uint8 (H, W, 3) with the map over it: FOR_COLOUR spoke for the class, AGAINST_COLOUR against it.
 
-    The strongest position is covered by `alpha` (0 .. 1), others in proportion to it. What the network did not see is
-    darkened.
+    The strongest position is covered by `alpha` (0 .. 1), others in proportion to it. What the network saw is grey, so
+    that no colour of the picture is taken for one of the map; what it did not see is darkened.
     """
     height, width = pixels.shape[:2]
     top, left = round(heat.box[0] * height), round(heat.box[1] * width)
     size = max(1, round(heat.box[3] * width)), max(1, round(heat.box[2] * height))
-    strength = heat.values / (float(np.abs(heat.values).max()) or 1.0)
+    values = heat.smoothed
+    strength = values / np.float32(np.abs(values).max() or 1.0)
     smooth = np.asarray(PIL.Image.fromarray(strength).resize(size, PIL.Image.Resampling.BICUBIC))[..., None]
     drawn = pixels * np.float32(_OUTSIDE_LIGHT)
-    seen = pixels[top : top + size[1], left : left + size[0]]
+    seen = np.asarray(PIL.Image.fromarray(pixels).convert("L"))[top : top + size[1], left : left + size[0], None]
     smooth = smooth[: seen.shape[0], : seen.shape[1]]
     cover = np.minimum(np.abs(smooth), 1) * np.float32(alpha)
     colour = np.where(smooth > 0, np.array(FOR_COLOUR, np.float32), np.array(AGAINST_COLOUR, np.float32))
