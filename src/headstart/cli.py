@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headstart import __version__, cli_torch
+from headstart import __version__, cli_insight, cli_torch
 from headstart._files import show_path
 from headstart.backbones.catalog import DEFAULT_BACKBONE
 from headstart.cli_options import (
@@ -30,6 +30,7 @@ from headstart.cli_options import (
     name_evaluation,
     parse_numbers,
     parse_penalty,
+    parse_seconds,
     resolve_source,
     stop,
     with_fit_options,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from headstart.dataset import Problem
+    from headstart.report.content import Advice
 
 app = typer.Typer(
     name="headstart",
@@ -52,6 +54,15 @@ app = typer.Typer(
 cache_app = typer.Typer(help="Look at the cache of features, or clear it.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 for command in (cli_torch.finetune, cli_torch.augment, cli_torch.recipe):
+    app.command()(command)
+for command in (
+    cli_insight.report,
+    cli_insight.show,
+    cli_insight.compare,
+    cli_insight.learning_curve,
+    cli_insight.explain,
+    cli_insight.review,
+):
     app.command()(command)
 
 
@@ -120,7 +131,12 @@ def _set_up(
 def train(
     source: SourceArgument,
     output: Annotated[Path | None, typer.Option(help="Classifier file to write. Default: SOURCE.onnx here.")] = None,
-    backbone: Annotated[str, typer.Option(help="Pretrained network; see headstart backbones.")] = DEFAULT_BACKBONE,
+    backbone: Annotated[
+        str, typer.Option(help="Pretrained network; auto, or several with commas between them, to choose by trying.")
+    ] = DEFAULT_BACKBONE,
+    budget: Annotated[
+        str | None, typer.Option(help="Time for choosing the backbone and training, such as 60s or 5min.")
+    ] = None,
     input_size: Annotated[int | None, typer.Option(help="Side that the network sees, in pixels.")] = None,
     weights: Annotated[
         str | None, typer.Option(help="File of weights for the network, or none for random ones.")
@@ -158,6 +174,7 @@ def train(
         print_parts,
         render_accuracy,
         render_fit,
+        render_problems,
         render_report,
         render_selection,
         track_progress,
@@ -167,6 +184,8 @@ def train(
     check_target(target)
     check_evaluation_folder(name_evaluation(target), parquet)
     from headstart.config import make_fit_settings
+    from headstart.review import find_journal, read_decisions
+    from headstart.terminal_report import render_advice
     from headstart.training import train as train_classifier
 
     settings: dict[str, Any] = {
@@ -190,6 +209,8 @@ def train(
         fitting["fit"] = make_fit_settings(fit, class_weights=class_weights, seed=seed)
         fitting["folder"] = target.with_suffix(".training")
     began = time.monotonic()
+    journal = read_decisions(find_journal(target))
+    advice: tuple[Advice, ...] = ()
     try:
         with track_progress(make_console(stderr=True)) as progress:
             classifier = train_classifier(
@@ -198,18 +219,22 @@ def train(
                 exclude=exclude or (),
                 follow_links=follow_links,
                 on_progress=progress,
+                budget_s=None if budget is None else parse_seconds(budget),
+                decisions=journal.decisions,
                 **settings,
                 **fitting,
             )
+            record: Any = classifier.training
+            # Files first: what is printed may go to a pipe that closes.
+            classifier.save(target)
+            written = [target]
+            if record.evaluation is not None:
+                written.append(write_evaluation(classifier, target, parquet, time.monotonic() - began))
+                advice = cli_insight.write_report(classifier, target, source, journal.decisions, progress)
     except KeyboardInterrupt:
         raise stop("The features computed so far are kept; the same command continues.") from None
-    record: Any = classifier.training
-    # Files first: what is printed may go to a pipe that closes.
-    classifier.save(target)
-    written = [target]
-    if record.evaluation is not None:
-        written.append(write_evaluation(classifier, target, parquet, time.monotonic() - began))
     console = make_console()
+    print_parts(console, render_problems(journal.problems))
     print_parts(console, [*render_report(record.report), ""])
     print_parts(console, render_selection(record.selection) if record.selection else render_fit(record))
     if record.evaluation is not None:
@@ -220,6 +245,7 @@ def train(
             print_parts(console, [render_accuracy("The validation part", record.evaluations["validation"]), ""])
     else:
         console.print("\nNot evaluated: no picture was put aside. The cross-validated accuracy stands above.\n")
+    print_parts(console, render_advice(advice))
     total = len(record.report.dataset.records)
     console.print(
         f"{total:,} pictures, {record.num_forward:,} through the network, {time.monotonic() - began:.1f} s. "
@@ -236,6 +262,10 @@ def predict(
     format: Annotated[str, typer.Option(help="table, csv, jsonl or parquet.")] = "table",
     output: Annotated[Path | None, typer.Option(help="File to write instead of the screen.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for a picture (table, jsonl).")] = 1,
+    unknown_below: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Mark less familiar pictures; about this share of good ones is lost."),
+    ] = 0.01,
     follow_links: LinksOption = False,
     allow_unsigned: UnsignedOption = False,
 ) -> None:
@@ -265,7 +295,7 @@ def predict(
     classifier = load(model, allow_unsigned=allow_unsigned)
     _print_passed_over(problems)
     try:
-        num_failed = write_predictions(classifier, paths, format, output, top)
+        num_failed = write_predictions(classifier, paths, format, output, top, unknown_below)
     except KeyboardInterrupt:
         raise stop("Nothing was written." if output else "") from None
     if num_failed:
@@ -344,6 +374,7 @@ def evaluate(
     if output is not None:
         extra = {"classifier": {"file": model.name, "sha256": classifier.sha256}, "data": report.to_json()}
         save_evaluation(evaluation, output, extra=extra, parquet=parquet)
+        cli_insight.write_evaluation_report(classifier, evaluation, report, model.name, output)
         console.print(f"Wrote {show_path(str(output))}", markup=False, soft_wrap=True)
 
 

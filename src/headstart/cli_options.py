@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC
@@ -106,6 +107,14 @@ def stop(note: str) -> typer.Exit:
 def name_after(source: str) -> str:
     path = Path(source).resolve()
     return path.stem if path.is_file() else path.name or "classifier"
+
+
+def parse_seconds(text: str) -> float:
+    """`60s`, `2min` or `1h`; a number alone is seconds. Raises ConfigError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)?\s*", text)
+    if not match:
+        raise ConfigError(f"--budget is {show_path(text)}. Expected a time such as 60s, 5min or 1h.")
+    return float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2] or "s"]
 
 
 def parse_penalty(text: str) -> float | str:

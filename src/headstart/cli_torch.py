@@ -10,6 +10,7 @@ import typer
 
 from headstart._files import show_path
 from headstart.backbones.catalog import DEFAULT_BACKBONE
+from headstart.cli_insight import write_report
 from headstart.cli_options import (
     ExcludeOption,
     LinksOption,
@@ -63,6 +64,7 @@ def finetune(
     OUTPUT.training/; the same command continues a training that was stopped, and one with more --epochs trains on.
     """
     from headstart.terminal import make_console, print_parts, render_tuning, track_progress
+    from headstart.terminal_report import render_advice
 
     require_torch("Fine-tuning")
     target = output or Path(f"{model.stem}-finetuned.onnx")
@@ -89,19 +91,21 @@ def finetune(
                 on_progress=progress,
                 **given,
             )
+            record: Any = classifier.training
+            classifier.save(target)
+            written = [target, folder]
+            if record.evaluation is not None:
+                written.append(write_evaluation(classifier, target, parquet, time.monotonic() - began))
+                advice = write_report(classifier, target, source, (), progress)
     except KeyboardInterrupt:
         raise stop(f"Checkpoints are in {show_path(str(folder))}; the same command continues.") from None
-    record: Any = classifier.training
-    classifier.save(target)
-    written = [target, folder]
-    if record.evaluation is not None:
-        written.append(write_evaluation(classifier, target, parquet, time.monotonic() - began))
     console = make_console()
     print_parts(console, render_tuning(record, with_layers=summary))
     if record.evaluation is not None:
         from headstart.summary import render_summary
 
         console.print(render_summary(record.evaluation, record.evaluation.compute_figures(record.settings.seed)))
+        print_parts(console, render_advice(advice))
     console.print(
         f"{time.monotonic() - began:.1f} s. Wrote {', '.join(show_path(str(path)) for path in written)}",
         markup=False,

@@ -10,28 +10,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headstart import metrics
-from headstart.calibration import compute_chance_ece
 from headstart.metrics import FloatArray, IntArray
 from headstart.plot_axes import shorten
 from headstart.plot_svg import render_svg
 from headstart.plots import Line, Mark, Plot
-from headstart.stats import NUM_RESAMPLES, bootstrap_interval, format_percent, wilson_interval
+from headstart.stats import format_percent, wilson_interval
 
 if TYPE_CHECKING:
     from headstart.evaluation import Evaluation
 
 _NUM_STEPS, _FEWEST_KEPT = 100, 30  # of the share that is kept
 _MAX_MATRIX, _MAX_ROWS, _MAX_NAME_CHARS = 20, 20, 40
-_DRAWS = 2_000_000  # pictures drawn for the interval of a figure that is shown at once: under 0.1 s
 _CELL = "padding:2px 8px;text-align:right"
 
 
 def describe_reliability(evaluation: Evaluation, figures: dict[str, Any] | None = None) -> Plot:
     """Accuracy against stated probability in bins (Guo et al. 2017), with Wilson intervals and the share in each bin.
 
-    The title states the expected calibration error with its interval, taken from `figures`
-    (`evaluation.compute_figures()`). Without them the interval comes from fewer resamples, as many as take 0.1 s, and
-    may differ a little from theirs.
+    The title states the expected calibration error with its interval, from `figures`, which are
+    `evaluation.compute_figures()` where they are known already.
     """
     bins = metrics.compute_reliability_bins(evaluation.labels, evaluation.probs)
     total = int(bins.num_images.sum())
@@ -39,15 +36,12 @@ def describe_reliability(evaluation: Evaluation, figures: dict[str, Any] | None 
     hits = np.rint(bins.accuracy[filled] * bins.num_images[filled]).astype(int)
     ends = [wilson_interval(int(hit), int(n)) for hit, n in zip(hits, bins.num_images[filled], strict=True)]
     centres = (bins.edges[:-1] + bins.edges[1:]) / 2
-    ece = (
-        _measure_ece(evaluation)
-        if figures is None
-        else [figures["ece"][key] for key in ("value", "low", "high")] + [figures["ece_if_calibrated"]["high"]]
-    )
-    shown = [format_percent(value) for value in ece]
+    figures = figures or evaluation.compute_figures()
+    shown = [format_percent(figures["ece"][key]) for key in ("value", "low", "high")]
+    by_chance = format_percent(figures["ece_if_calibrated"]["high"])
     return Plot(
         title=f"Reliability: calibration error (ECE) {shown[0]} % ({shown[1]} to {shown[2]}), "
-        f"by chance alone up to {shown[3]} %",
+        f"by chance alone up to {by_chance} %",
         x_label="stated probability",
         y_label="share",
         lines=(
@@ -69,25 +63,6 @@ def describe_reliability(evaluation: Evaluation, figures: dict[str, Any] | None 
         x_range=(0.0, 1.0),
         y_range=(0.0, 1.0),
     )
-
-
-def _measure_ece(evaluation: Evaluation) -> list[float]:
-    """The error, its basic bootstrap interval, and the most that chance gives; as in Evaluation.compute_figures."""
-    confidence = evaluation.probs.max(axis=1).astype(np.float64)
-    bins = metrics.assign_bins(confidence)
-    gaps = evaluation.correct - confidence
-    num_resamples = max(100, min(NUM_RESAMPLES, _DRAWS // len(gaps)))
-    rng = np.random.default_rng(0)
-
-    def compute(rows: IntArray) -> FloatArray:
-        offsets = np.arange(len(rows))[:, None] * metrics.NUM_BINS
-        sums = np.bincount((bins[rows] + offsets).ravel(), gaps[rows].ravel(), len(rows) * metrics.NUM_BINS)
-        return np.abs(sums).reshape(len(rows), -1).sum(axis=1) / len(gaps)
-
-    ece = metrics.compute_ece(evaluation.labels, evaluation.probs)
-    low, high = bootstrap_interval(compute, len(gaps), rng, num_resamples, estimate=ece).clip(0, 1).tolist()
-    chance = compute_chance_ece(evaluation.probs, rng, num_resamples)[1]
-    return [ece, 0.0 if ece <= chance else low, high, chance]
 
 
 def describe_confidence(evaluation: Evaluation) -> Plot:

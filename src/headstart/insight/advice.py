@@ -44,7 +44,7 @@ class Findings:
     num_train: int
     num_test: int
     error: tuple[float, float, float] | None
-    train_error: float | None = None
+    train_error: tuple[float, float, float] | None = None
     out_of_fold_error: float | None = None
     now: tuple[float, float, float] | None = None
     twice: tuple[float, float, float] | None = None
@@ -97,12 +97,6 @@ def _lower_error(findings: Findings) -> Iterator[Advice]:
     wanted = findings.target_error if findings.target_error is not None else 0.0
     if error - wanted <= findings.difference / 2:
         return
-    if findings.top_gain is not None and findings.top_gain > findings.difference:
-        yield Advice(
-            "Keep the earlier layers",
-            f"They gain {format_percent(findings.top_gain)} points over the top layer in cross-validation"
-            + (": these pictures are unlike ImageNet's." if _is_far(findings) else "."),
-        )
     yield from _ask_for_pictures(findings)
     yield from _ask_for_tuning(findings, error, wanted)
 
@@ -132,7 +126,8 @@ def _ask_for_tuning(findings: Findings, error: float, wanted: float) -> Iterator
     if findings.is_tuned or findings.from_layer is None:
         return
     is_far = _is_far(findings)
-    fits_badly = findings.train_error is not None and findings.train_error - wanted > findings.difference
+    # Of few pictures a handful of mistakes says nothing about the features: the lower limit counts.
+    fits_badly = findings.train_error is not None and findings.train_error[1] - wanted > findings.difference
     if not (is_far or fits_badly) or error - wanted <= findings.difference:
         return
     reasons = []
@@ -141,9 +136,14 @@ def _ask_for_tuning(findings: Findings, error: float, wanted: float) -> Iterator
             f"The pictures are unlike ImageNet's: {findings.imagenet_distance:.2f} of its standard deviations away "
             f"(over {FAR} is far; photographs of pets and insects are at 0.17)."
         )
-    if fits_badly:
+    if findings.top_gain is not None and findings.top_gain > findings.difference:
         reasons.append(
-            f"Even on the training pictures {format_percent(findings.train_error)} % are wrong: the features do not "
+            f"Earlier layers gain {format_percent(findings.top_gain)} points over the top layer, which "
+            "knows ImageNet's classes."
+        )
+    if fits_badly and findings.train_error is not None:
+        reasons.append(
+            f"Even on the training pictures {format_percent(findings.train_error[0])} % are wrong: the features do not "
             "tell the classes apart."
         )
     reasons.append(

@@ -1,0 +1,416 @@
+"""The commands that ask questions about a classifier and its data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headstart._files import show_path, write_atomic
+from headstart.cli_options import (
+    ExcludeOption,
+    LinksOption,
+    ModelArgument,
+    PatternOption,
+    SourceArgument,
+    UnsignedOption,
+    check_folder_of,
+    name_after,
+    name_evaluation,
+    resolve_source,
+    stop,
+)
+from headstart.errors import ConfigError, DataError, ImageError
+
+if TYPE_CHECKING:
+    from headstart.data_check import DataReport
+    from headstart.dataset import ImageDataset
+    from headstart.evaluation import Evaluation
+    from headstart.insight.subject import Subject
+    from headstart.parallel import Progress
+    from headstart.prediction import Classifier
+    from headstart.report.content import Advice
+    from headstart.review import Decision
+
+SUSPECTS = "suspects.csv"
+_TIMED_PICTURES = 100
+TargetOption = Annotated[
+    float | None, typer.Option(help="The accuracy that is wanted, such as 0.98: what is missing to it is told.")
+]
+
+
+def write_report(
+    classifier: Classifier, target: Path, source: str, decisions: Sequence[Decision], progress: Progress
+) -> tuple[Advice, ...]:
+    """The report of a classifier that was just trained, and suspects.csv, into the folder beside `target`."""
+    from headstart.feature_cache import FeatureCache
+    from headstart.insight.subject import open_trained
+    from headstart.insight.suspects import suspects_to_csv
+    from headstart.report.assembly import Request, build_report
+    from headstart.report.page import render_page
+    from headstart.review import find_settled
+
+    record: Any = classifier.training
+    fit = getattr(record, "fit", None) or record  # what has a history: of a dense head, of a fine-tuning
+    request = Request(
+        target.name,
+        source,
+        history=getattr(fit, "history", ()),
+        best_epoch=getattr(fit, "best_epoch", None),
+        trials=getattr(record, "trials", ()),
+        settled=find_settled(decisions),
+    )
+    with FeatureCache() as cache:
+        content, suspects = build_report(open_trained(classifier, cache), request, progress)
+    page = render_page(content, on_progress=lambda done, total: progress("embedding pictures", done, total))
+    folder = name_evaluation(target)
+    write_atomic(folder / "report.html", page.encode())
+    if suspects is not None:
+        write_atomic(folder / SUSPECTS, suspects_to_csv(suspects))
+    return content.advice
+
+
+def write_evaluation_report(
+    classifier: Classifier, evaluation: Evaluation, data: DataReport, title: str, folder: Path
+) -> None:
+    from headstart.report.assembly import build_evaluation_report
+    from headstart.report.page import render_page
+
+    with _track() as progress:
+        content = build_evaluation_report(classifier, evaluation, data, title, progress)
+        page = render_page(content, on_progress=lambda done, total: progress("embedding pictures", done, total))
+    write_atomic(folder / "report.html", page.encode())
+
+
+def review(
+    model: ModelArgument,
+    suspects: Annotated[
+        Path | None, typer.Option(help="Labels to decide on. Default: MODEL.evaluation/suspects.csv.")
+    ] = None,
+    decisions: Annotated[
+        Path | None, typer.Option("--import", help="Take over decisions.csv, as the report page saves it.")
+    ] = None,
+    take_back: Annotated[bool, typer.Option("--undo", help="Take back the last decision.")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="List the decisions that hold.")] = False,
+) -> None:
+    """Decide on labels that look wrong. No picture is touched.
+
+    Decisions are kept in MODEL.review.jsonl and count at the next training that writes MODEL.
+    """
+    from headstart.insight.suspects import read_suspects
+    from headstart.prediction import load
+    from headstart.review import append_decisions, find_journal, import_decisions, read_decisions, undo
+    from headstart.review_terminal import review_suspects
+    from headstart.terminal import make_console, print_parts, render_problems
+
+    journal = find_journal(model)
+    classes = load(model).classes
+    known = read_decisions(journal)
+    console = make_console()
+    print_parts(console, render_problems(known.problems))
+    if list_all:
+        for each in known.decisions:
+            new = f" {show_path(each.new_label)}" if each.new_label else ""
+            print(f"{each.time}  {each.decision}{new}  {show_path(each.path)} (labelled {show_path(each.label)})")
+        return
+    if take_back:
+        taken = undo(journal)
+        print(f"Taken back: {taken.decision}, {show_path(taken.path)}")
+        return
+    if decisions is not None:
+        imported = import_decisions(decisions, classes)
+        append_decisions(journal, imported)
+        print(f"{len(imported):,} decisions. They count at the next training that writes {show_path(model.name)}.")
+        return
+    listed = read_suspects(suspects or name_evaluation(model) / SUSPECTS, classes)
+    counts = review_suspects(listed, classes, journal, iter(sys.stdin.readline, ""), console)
+    said = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no decision"
+    print(f"{said}. Decisions are in {show_path(str(journal))}, and count at the next training.")
+
+
+def report(
+    model: ModelArgument,
+    source: SourceArgument,
+    output: Annotated[Path | None, typer.Option(help="Default: report.html in MODEL.evaluation.")] = None,
+    target_accuracy: TargetOption = None,
+    png: Annotated[Path | None, typer.Option(help="Folder for the plots as PNG too (extra plots).")] = None,
+    pattern: PatternOption = None,
+    exclude: ExcludeOption = None,
+    follow_links: LinksOption = False,
+) -> None:
+    """Write the whole report of a classifier and its pictures as one page that any browser opens.
+
+    SOURCE are the pictures it was trained on. Beyond what train writes, near-copies are looked for, and training and
+    test pictures compared.
+    """
+    from headstart.report.assembly import Request, build_report
+    from headstart.report.page import render_page
+    from headstart.review import find_settled
+    from headstart.terminal import make_console, print_parts
+    from headstart.terminal_report import render_advice
+
+    folder = name_evaluation(model)
+    # A folder with a page alone would not count as an evaluation, and the next training would refuse it.
+    target = output or (folder / "report.html" if folder.is_dir() else model.with_suffix(".html"))
+    _check_page(target)
+    with _open(model, source, pattern, exclude, follow_links) as (subject, decisions, progress):
+        request = Request(
+            model.name,
+            source,
+            thorough=True,
+            target_accuracy=target_accuracy,
+            history=_read_history(model),
+            settled=find_settled(decisions),
+        )
+        content, _ = build_report(subject, request, progress)
+        page = render_page(content, on_progress=lambda done, total: progress("embedding pictures", done, total))
+    write_atomic(target, page.encode())
+    written = [target]
+    if png is not None:
+        from headstart.plot_figure import save_png
+
+        png.mkdir(exist_ok=True)
+        for section in content.sections:
+            for number, plot in enumerate(section.plots, start=1):
+                written.append(png / f"{section.key}-{number}.png")
+                save_png(plot, written[-1])
+    print_parts(make_console(), render_advice(content.advice))
+    print(f"Wrote {', '.join(show_path(str(path)) for path in written)}")
+
+
+def show(
+    source: SourceArgument,
+    output: Annotated[Path | None, typer.Option(help="Page to write. Default: SOURCE.html here.")] = None,
+    pattern: PatternOption = None,
+    exclude: ExcludeOption = None,
+    follow_links: LinksOption = False,
+) -> None:
+    """Draw a contact sheet: some pictures of every class on one page, and what is wrong with the data."""
+    from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE
+    from headstart.data_check import check_dataset
+    from headstart.dataset import scan_dataset
+    from headstart.parallel import count_cpus
+    from headstart.report.assembly import build_sheet_report
+    from headstart.report.page import render_page
+
+    target = output or Path(f"{name_after(source)}.html")
+    _check_page(target)
+    entry = CATALOG[DEFAULT_BACKBONE]
+    with _track() as progress:
+        dataset = scan_dataset(
+            resolve_source(source, progress), pattern=pattern, exclude=exclude or (), follow_links=follow_links
+        )
+        data = check_dataset(
+            dataset, entry.crop_frac, entry.input_size_px, num_threads=count_cpus(), on_progress=progress
+        )
+        page = render_page(
+            build_sheet_report(data), on_progress=lambda done, total: progress("embedding pictures", done, total)
+        )
+    write_atomic(target, page.encode())
+    print(f"Wrote {show_path(str(target))}")
+
+
+def learning_curve(
+    model: ModelArgument,
+    source: SourceArgument,
+    target_accuracy: TargetOption = None,
+    png: Annotated[Path | None, typer.Option(help="File for the plot as PNG (extra plots).")] = None,
+    pattern: PatternOption = None,
+    exclude: ExcludeOption = None,
+    follow_links: LinksOption = False,
+) -> None:
+    """Say what more pictures would bring: error against the number of pictures, forecast, bias and variance."""
+    from headstart.report.assembly import Request, describe_growth
+    from headstart.terminal import make_console, print_parts
+    from headstart.terminal_report import render_section
+
+    if png is not None:
+        check_folder_of(png)
+    with _open(model, source, pattern, exclude, follow_links) as (subject, _, progress):
+        section = describe_growth(subject, Request(model.name, source, target_accuracy=target_accuracy), progress)
+    if png is not None:
+        from headstart.plot_figure import save_png
+
+        save_png(section.plots[0], png)
+    print_parts(make_console(), render_section(section))
+
+
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Classifiers (.onnx), and last the pictures to compare them on.")],
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbones with commas between them: one classifier is trained with each.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, validation or test. Default: test, else validation, else all.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Page with the plots to write.")] = None,
+    pattern: PatternOption = None,
+    exclude: ExcludeOption = None,
+    follow_links: LinksOption = False,
+    allow_unsigned: UnsignedOption = False,
+) -> None:
+    """Compare classifiers on the same pictures: paired tests, ties called ties, accuracy against time and size.
+
+    Either several files and pictures, or --backbone A,B,C and a folder to train and test each on.
+    """
+    from headstart.insight.comparison import compare_evaluations
+    from headstart.insight.comparison_section import describe_comparison
+    from headstart.insight.speed import measure_classifiers
+    from headstart.terminal import make_console, print_parts
+    from headstart.terminal_report import render_section
+
+    *files, source = models
+    if backbone is None and len(files) < 2:
+        raise ConfigError("Name two or more classifiers and then the pictures, or use --backbone A,B with a folder.")
+    if output is not None:
+        _check_page(output)
+    options: dict[str, Any] = {"pattern": pattern, "exclude": exclude or (), "follow_links": follow_links}
+    with _track() as progress:
+        resolved = resolve_source(source, progress)
+        classifiers: dict[str, Any] = _load_all(files, allow_unsigned)
+        evaluations: dict[str, Evaluation] = {}
+        dataset = _scan(resolved, options, progress) if classifiers else None
+        for name, classifier in classifiers.items():
+            evaluations[name], failures = classifier.evaluate_dataset(
+                dataset, split, lambda done, total, name=name: progress(f"predicting with {name}", done, total)
+            )
+            for failure in failures:
+                print(f"{show_path(failure.path or '')}: {failure.code}: {failure.reason}", file=sys.stderr)
+        for name in (backbone or "").split(","):
+            if name:
+                classifiers[name], evaluations[name] = _train_one(resolved, name, options, progress)
+        comparison = compare_evaluations(evaluations)
+        pictures = next(iter(evaluations.values())).paths[:_TIMED_PICTURES]
+        progress("measuring speed", 0, 0)
+        section = describe_comparison(comparison, measure_classifiers(classifiers, pictures))
+    print_parts(make_console(), render_section(section))
+    if output is not None:
+        from headstart.report.content import Report
+        from headstart.report.page import render_page
+
+        classes = next(iter(classifiers.values())).classes
+        write_atomic(output, render_page(Report(" and ".join(classifiers), classes, sections=(section,))).encode())
+        print(f"Wrote {show_path(str(output))}")
+
+
+def explain(
+    model: ModelArgument,
+    pictures: Annotated[list[str], typer.Argument(help="Pictures, or folders with pictures in them.")],
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="What spoke for this class; default: for the predicted one.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the pictures with their heat maps.")] = Path("heat-maps"),
+    follow_links: LinksOption = False,
+) -> None:
+    """Draw what part of a picture spoke for its class, and what against it."""
+    from headstart.dataset import list_images
+    from headstart.heat_maps import Explainer, draw_heat_map
+    from headstart.pictures import load_picture
+    from headstart.prediction import load
+
+    paths, problems = list_images(pictures, follow_links=follow_links)
+    for problem in problems:
+        print(f"{show_path(problem.path or '')}: {problem.code}: {problem.message}", file=sys.stderr)
+    explainer = Explainer(load(model).data)
+    output.mkdir(parents=True, exist_ok=True)
+    num_drawn = 0
+    with _track() as progress:
+        for number, path in enumerate(paths, start=1):
+            progress("explaining", number, len(paths))
+            try:
+                heat = explainer.explain(path, class_name)
+                drawn = draw_heat_map(load_picture(path).pixels, heat)
+            except ImageError as error:
+                print(f"{show_path(path)}: {error.code}: {error.reason}", file=sys.stderr)
+                continue
+            target = output / f"{number:04d}-{Path(path).stem}.png"
+            drawn.save(target)
+            num_drawn += 1
+            print(f"{show_path(path)}: {show_path(heat.label)} {heat.probability:.1%}, {show_path(str(target))}")
+    if not num_drawn:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _track() -> Iterator[Progress]:
+    from headstart.terminal import make_console, track_progress
+
+    try:
+        with track_progress(make_console(stderr=True)) as progress:
+            yield progress
+    except KeyboardInterrupt:
+        raise stop("Nothing was written.") from None
+
+
+def _read_history(model: Path) -> Sequence[Any]:
+    from headstart.finetuning.history import read_history
+
+    file = model.with_suffix(".training") / "history.csv"
+    return read_history(file) if file.is_file() else ()
+
+
+def _check_page(target: Path) -> None:
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--output is {show_path(str(target))}. Expected a page to write, such as report.html.")
+    check_folder_of(target)
+
+
+def _load_all(files: Sequence[str], allow_unsigned: bool) -> dict[str, Classifier]:
+    """Classifiers by the names of their files; by their paths where two have one name."""
+    from headstart.prediction import load
+
+    stems = [Path(file).stem for file in files]
+    names = [stem if stems.count(stem) == 1 else file for stem, file in zip(stems, files, strict=True)]
+    return {name: load(file, allow_unsigned=allow_unsigned) for name, file in zip(names, files, strict=True)}
+
+
+def _train_one(
+    source: str, backbone: str, options: dict[str, Any], progress: Progress
+) -> tuple[Classifier, Evaluation]:
+    from headstart.training import train
+
+    classifier = train(source, backbone=backbone, on_progress=progress, **options)
+    record: Any = classifier.training
+    if record.evaluation is None:
+        raise DataError("No picture was put aside for a test, so there is nothing to compare by.")
+    return classifier, record.evaluation
+
+
+def _scan(source: str, options: dict[str, Any], progress: Progress) -> ImageDataset:
+    from headstart.data_check import hash_images
+    from headstart.dataset import scan_dataset
+    from headstart.parallel import count_cpus
+
+    return hash_images(
+        scan_dataset(source, **options),
+        num_threads=count_cpus(),
+        on_progress=lambda done, total: progress("reading files", done, total),
+    )
+
+
+@contextmanager
+def _open(
+    model: Path, source: str, pattern: str | None, exclude: list[str] | None, follow_links: bool
+) -> Iterator[tuple[Subject, Sequence[Any], Progress]]:
+    """The classifier with the pictures of its training, divided as that divides them, review applied."""
+    from headstart.dataset import scan_dataset
+    from headstart.feature_cache import FeatureCache
+    from headstart.insight.subject import open_subject, read_settings
+    from headstart.prediction import load
+    from headstart.review import find_journal, read_decisions
+    from headstart.training import prepare_dataset
+
+    classifier = load(model)
+    settings = read_settings(classifier)
+    with _track() as progress, FeatureCache() as cache:
+        progress("finding pictures", 0, 0)
+        dataset = scan_dataset(
+            resolve_source(source, progress), pattern=pattern, exclude=exclude or (), follow_links=follow_links
+        )
+        decisions = read_decisions(find_journal(model)).decisions
+        dataset = prepare_dataset(dataset, settings, progress, decisions)
+        yield open_subject(classifier, dataset, cache, progress), decisions, progress

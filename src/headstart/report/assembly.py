@@ -1,0 +1,489 @@
+"""From a classifier and its pictures to a report: asks every question once and puts the answers in reading order."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnxruntime
+
+from headstart import __version__
+from headstart.backbone_choice import Trial
+from headstart.contact_sheet import choose_sheet
+from headstart.data_check import DataReport
+from headstart.dataset import ImageRecord
+from headstart.errors import DataError, HeadstartError, ImageError
+from headstart.evaluation import Evaluation
+from headstart.evaluation_plots import describe_confidence, describe_reliability
+from headstart.features import Picture, get_top_layer
+from headstart.finetuning.history import EpochRow, describe_history
+from headstart.heads.cached import compute_probs
+from headstart.heads.linear import LinearHead, describe_layers
+from headstart.heads.selection import CandidateScore
+from headstart.heat_maps import Explainer
+from headstart.insight.advice import ClassError, Findings, advise
+from headstart.insight.diagnosis import describe_learning_curve, diagnose
+from headstart.insight.forecast import Forecast, forecast
+from headstart.insight.imagenet_distance import FAR, measure_imagenet_distance
+from headstart.insight.learning_curve import LearningCurve, compute_learning_curve
+from headstart.insight.mismatch import Mismatch, Side, measure_mismatch
+from headstart.insight.mismatch_section import describe_mismatch
+from headstart.insight.near_copies import find_near_copies
+from headstart.insight.near_copies_section import compare_without, describe_near_copies
+from headstart.insight.neighbours import find_neighbours
+from headstart.insight.subject import Subject
+from headstart.insight.suspects import Suspects, describe_suspects, find_suspects
+from headstart.parallel import Progress, count_cpus, map_bounded
+from headstart.prediction import Classifier
+from headstart.report.content import Gallery, GalleryItem, Neighbour, Report, Section, Table
+from headstart.report.page import MISTAKES
+from headstart.splits import get_split_key
+from headstart.stats import format_percent, wilson_interval
+
+MAX_EXPLAINED = 300
+"""Mistakes with heat map and neighbours; a network runs once for each."""
+_NUM_NEIGHBOURS = 4
+_NUM_UNSURE = 60
+_DISTANCE_ROWS = 500
+_MAX_NEAR_COPY_PICTURES = 50_000
+# Pictures x features x classes up to which a learning curve takes about a second.
+_QUICK_CURVE = 2e7
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a report is asked to hold.
+
+    `model` and `source` are the arguments of commands that it names. `thorough` adds what takes more than a second or
+    two: near-copies and the comparison of training and test pictures. `history` are the epochs of a training.
+    """
+
+    model: str
+    source: str
+    thorough: bool = False
+    target_accuracy: float | None = None
+    history: Sequence[EpochRow] = ()
+    best_epoch: int | None = None
+    trials: tuple[Trial, ...] = ()
+    settled: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(eq=False)
+class _Answers:
+    """What was found out so far; None where it was not asked, or where there is too little to answer it."""
+
+    suspects: Suspects | None = None
+    curve: LearningCurve | None = None
+    forecast: Forecast | None = None
+    mismatch: Mismatch | None = None
+    distance: float | None = None
+    num_leaking: int = 0
+    sections: list[Section] = field(default_factory=list)
+    galleries: list[Gallery] = field(default_factory=list)
+
+
+def build_report(subject: Subject, request: Request, progress: Progress) -> tuple[Report, Suspects | None]:
+    """The report of a classifier and the pictures of its training, and the labels that look wrong."""
+    answers = _Answers()
+    _add_mistakes(answers, subject, progress)
+    _add_suspects(answers, subject, request)
+    _add_course(answers, subject, request)
+    if request.thorough or _is_quick(subject):
+        _add_learning_curve(answers, subject, request, progress)
+    if request.thorough:
+        _add_near_copies(answers, subject, progress)
+        _add_mismatch(answers, subject, progress)
+    train = subject.records["train"]
+    answers.distance = measure_imagenet_distance(
+        subject.settings.backbone, _read_sample(subject), subject.extractor.layout
+    )
+    classes = subject.classifier.classes
+    report = Report(
+        title=request.model,
+        classes=classes,
+        data=subject.data,
+        evaluation=subject.evaluation,
+        figures=subject.evaluation.compute_figures(subject.settings.seed) if subject.evaluation else None,
+        headline=_say_headline(subject),
+        sheet=tuple(choose_sheet(train, classes, features=subject.read_top(train))),
+        advice=advise(_collect_findings(answers, subject, request)),
+        galleries=tuple(answers.galleries),
+        sections=tuple(answers.sections),
+        details=_list_details(subject.classifier),
+    )
+    return report, answers.suspects
+
+
+def build_evaluation_report(
+    classifier: Classifier, evaluation: Evaluation, data: DataReport, title: str, progress: Progress
+) -> Report:
+    """The report of an evaluation on pictures that the classifier was not trained with."""
+    return Report(
+        title=title,
+        classes=classifier.classes,
+        data=data,
+        evaluation=evaluation,
+        figures=evaluation.compute_figures(),
+        sheet=tuple(choose_sheet(data.dataset.records, data.dataset.classes)),
+        galleries=(_explain_mistakes(classifier, evaluation, {}, progress), _list_unsure(evaluation)),
+        sections=(_describe_trust(evaluation),),
+        details=_list_details(classifier),
+    )
+
+
+def build_sheet_report(data: DataReport) -> Report:
+    """The pictures by class, and what is wrong with them."""
+    dataset = data.dataset
+    return Report(
+        title=dataset.source,
+        classes=dataset.classes,
+        data=data,
+        sheet=tuple(choose_sheet(dataset.records, dataset.classes, per_class=24)),
+    )
+
+
+# Single pictures
+
+
+def _add_mistakes(answers: _Answers, subject: Subject, progress: Progress) -> None:
+    if subject.evaluation is None:
+        return
+    evaluation, train = subject.evaluation, subject.records["train"]
+    rows = evaluation.mistakes()[:MAX_EXPLAINED]
+    near: dict[str, tuple[Neighbour, ...]] = {}
+    if len(rows):
+        tested = [subject.tested[row] for row in rows.tolist()]
+        found = find_neighbours(subject.read_top(tested), subject.read_top(train), _NUM_NEIGHBOURS)
+        for record, indices, similarities in zip(tested, *found, strict=True):
+            near[record.sha256] = tuple(
+                Neighbour(train[index].path, train[index].label, similarity)
+                for index, similarity in zip(indices.tolist(), similarities.tolist(), strict=True)
+            )
+    answers.galleries.append(_explain_mistakes(subject.classifier, evaluation, near, progress))
+    answers.galleries.append(_list_unsure(evaluation))
+    answers.sections.append(_describe_trust(evaluation))
+
+
+def _explain_mistakes(
+    classifier: Classifier, evaluation: Evaluation, near: Mapping[str, tuple[Neighbour, ...]], progress: Progress
+) -> Gallery:
+    rows = evaluation.mistakes()[:MAX_EXPLAINED].tolist()
+    items = []
+    explainer = _open_explainer(classifier) if rows else None
+    predicted = evaluation.predicted
+
+    def explain(row: int) -> GalleryItem:
+        item = GalleryItem(evaluation.paths[row], evaluation.sha256[row])
+        item = replace(item, neighbours=near.get(item.sha256, ()))
+        if explainer is None:
+            return item
+        try:
+            heat = explainer.explain(item.path, int(predicted[row]))
+        except ImageError:  # gone or changed since: the page says so in the picture's place
+            return item
+        return replace(item, heat=heat.smoothed, heat_box=heat.box)
+
+    for done, (_, item) in enumerate(map_bounded(explain, rows, count_cpus()), start=1):
+        items.append(item)
+        progress("explaining mistakes", done, len(rows))
+    intro = "The surest first: those most likely to carry a wrong label."
+    if near:
+        intro += " Beside each stand the training pictures that lie nearest to it for the network."
+    return Gallery(MISTAKES, "Misidentified pictures", intro, tuple(items))
+
+
+def _open_explainer(classifier: Classifier) -> Explainer | None:
+    try:
+        return Explainer(classifier.data)
+    except HeadstartError:  # a foreign file does not say where its maps are
+        return None
+
+
+def _list_unsure(evaluation: Evaluation) -> Gallery:
+    confidence = evaluation.probs.max(axis=1)
+    right = np.flatnonzero(evaluation.correct)
+    rows = right[np.argsort(confidence[right], kind="stable")][:_NUM_UNSURE].tolist()
+    items = tuple(
+        GalleryItem(
+            evaluation.paths[row],
+            evaluation.sha256[row],
+            int(evaluation.labels[row]),
+            int(evaluation.predicted[row]),
+            float(confidence[row]),
+        )
+        for row in rows
+    )
+    return Gallery("unsure", "Right, but least sure", "The next mistakes will look like these.", items)
+
+
+def _add_suspects(answers: _Answers, subject: Subject, request: Request) -> None:
+    if subject.out_of_fold is None:
+        return
+    answers.suspects = find_suspects(subject.out_of_fold, settled=request.settled)
+    if answers.suspects.items:
+        answers.galleries.append(describe_suspects(answers.suspects))
+
+
+# Sections
+
+
+def _describe_trust(evaluation: Evaluation) -> Section:
+    return Section(
+        "calibration",
+        "How far to trust a probability",
+        plots=(describe_reliability(evaluation), describe_confidence(evaluation)),
+    )
+
+
+def _add_course(answers: _Answers, subject: Subject, request: Request) -> None:
+    if request.trials:
+        answers.sections.append(describe_trials(request.trials))
+    if subject.scores:
+        answers.sections.append(_describe_choice(subject))
+    if request.history:
+        plots = describe_history(request.history, best_epoch=request.best_epoch, num_validation=None)
+        answers.sections.append(Section("training", "The course of the training", plots=tuple(plots)))
+
+
+def describe_trials(trials: Sequence[Trial]) -> Section:
+    """What became of each backbone."""
+    rows = tuple(
+        (
+            trial.backbone,
+            f"{trial.num_images:,}" if trial.num_images else "",
+            "" if trial.accuracy is None else format_percent(trial.accuracy),
+            "" if trial.log_loss is None else f"{trial.log_loss:.3f}",
+            "" if trial.ms_per_picture is None else f"{trial.ms_per_picture:.1f}",
+            f"{trial.seconds:.1f}",
+            trial.outcome,
+        )
+        for trial in trials
+    )
+    columns = ("backbone", "pictures", "accuracy, %", "log loss", "ms a picture", "s in all", "outcome")
+    text = "Tried on growing parts of the training pictures; figures are cross-validated on as many as each saw."
+    return Section("backbones", "Backbones tried", (text,), (Table(columns, rows, (1, 2, 3, 4, 5), marked=0),))
+
+
+def _describe_choice(subject: Subject) -> Section:
+    def tell(score: CandidateScore) -> tuple[str, ...]:
+        return (
+            describe_layers(score.layers),
+            f"{score.num_features:,}",
+            format_percent(score.accuracy),
+            f"{score.log_loss:.3f}",
+            f"{score.num_images:,}",
+            "last round" if score.is_finalist else "first round",
+        )
+
+    scores = subject.scores
+    marked = next((n for n, s in enumerate(scores) if s.is_finalist and s.layers == subject.head.layers), None)
+    columns = ("layers and pooling", "features", "accuracy, %", "log loss", "pictures", "reached")
+    text = (
+        f"Chosen from {len(scores)} by cross-validation on the training pictures. The top layer, or else the simplest "
+        "one, stays unless another is better by more than one standard error."
+    )
+    table = Table(columns, tuple(map(tell, scores)), (1, 2, 3, 4), marked)
+    return Section("layers", "Layers and pooling", (text,), (table,))
+
+
+def describe_growth(subject: Subject, request: Request, progress: Progress) -> Section:
+    """The learning curve with what it says. Raises DataError for a classifier that has none."""
+    if subject.is_tuned or not isinstance(subject.head, LinearHead):
+        raise DataError(
+            "A learning curve is drawn by fitting the head again on parts of the pictures. That tells nothing of a "
+            "dense head, or of a network that was trained on them: draw it for a linear head."
+        )
+    answers = _Answers()
+    _add_learning_curve(answers, subject, request, progress)
+    return answers.sections[0]
+
+
+def _is_quick(subject: Subject) -> bool:
+    num_features = sum(subject.extractor.layout.count_features(pooled) for pooled in subject.head.layers)
+    return len(subject.records["train"]) * num_features * len(subject.classifier.classes) <= _QUICK_CURVE
+
+
+def _add_learning_curve(answers: _Answers, subject: Subject, request: Request, progress: Progress) -> None:
+    if subject.is_tuned or not isinstance(subject.head, LinearHead):
+        return
+    train = subject.records["train"]
+    labels = np.array([record.label for record in train], np.int64)
+    num_classes = len(subject.classifier.classes)
+    counts = np.bincount(labels, minlength=num_classes)
+    is_balanced = subject.settings.class_weights == "balanced"
+    layout = subject.extractor.layout
+    try:
+        answers.curve = compute_learning_curve(
+            subject.read(train, subject.head.layers),
+            labels,
+            [get_split_key(record) for record in train],
+            num_classes,
+            penalty=subject.head.penalty,
+            block_sizes=[layout.count_features(pooled) for pooled in subject.head.layers],
+            class_weights=len(labels) / (num_classes * counts) if is_balanced else None,
+            rng=np.random.default_rng(subject.settings.seed),
+            on_progress=lambda done, total: progress("drawing the learning curve", done, total),
+        )
+    except DataError as error:
+        answers.sections.append(Section("learning-curve", "Learning curve", (str(error),)))
+        return
+    answers.forecast = forecast(answers.curve, rng=np.random.default_rng(subject.settings.seed))
+    diagnosis = diagnose(answers.curve, answers.forecast, request.target_accuracy)
+    answers.sections.append(
+        describe_learning_curve(answers.curve, answers.forecast, diagnosis, subject.classifier.classes)
+    )
+
+
+def _add_near_copies(answers: _Answers, subject: Subject, progress: Progress) -> None:
+    records = [record for each in subject.records.values() for record in each]
+    if len(records) > _MAX_NEAR_COPY_PICTURES:
+        text = f"Not looked for: with more than {_MAX_NEAR_COPY_PICTURES:,} pictures it takes many minutes."
+        answers.sections.append(Section("near-copies", "Near-copies", (text,)))
+        return
+    copies = find_near_copies(
+        [Picture(record.sha256, record.path) for record in records],
+        subject.read_top(records),
+        on_progress=lambda done, total: progress("looking for near-copies", done, total),
+    )
+    comparison = None
+    if subject.evaluation is not None:
+        tested = subject.tested[0].split or ""
+        of_test = np.array([record.split == tested for record in records])
+        copied = copies.find_copied([record.split for record in records], tested)[of_test]
+        answers.num_leaking = int(copied.sum())
+        comparison = compare_without(subject.evaluation, copied)
+    answers.sections.append(describe_near_copies(copies, records, subject.classifier.classes, comparison))
+
+
+def _add_mismatch(answers: _Answers, subject: Subject, progress: Progress) -> None:
+    if subject.evaluation is None or subject.out_of_fold is None:
+        return
+    progress("comparing training and test pictures", 0, 0)
+    predicted = set(subject.out_of_fold.paths)  # of a dense head only those put aside
+    train = [record for record in subject.records["train"] if record.path in predicted]
+    digests = [record.sha256 for record in train]
+    answers.mismatch = measure_mismatch(
+        _make_side(subject, train, subject.out_of_fold),
+        _make_side(subject, subject.tested, subject.evaluation),
+        compute_probs(subject.head, digests, subject.extractor, subject.cache),
+        np.random.default_rng(subject.settings.seed),
+    )
+    answers.sections.append(describe_mismatch(answers.mismatch))
+
+
+def _make_side(subject: Subject, records: list[ImageRecord], evaluation: Evaluation) -> Side:
+    keys = [get_split_key(record) for record in records]
+    return Side(evaluation.labels, evaluation.probs, subject.read_top(records), keys, evaluation.paths)
+
+
+# What stands above all
+
+
+def _say_headline(subject: Subject) -> tuple[str, ...]:
+    lines = []
+    if subject.out_of_fold is not None:
+        lines.append(_say_accuracy("Cross-validated on the training pictures", subject.out_of_fold))
+    counts = ", ".join(f"{len(records):,} {name}" for name, records in subject.records.items() if records)
+    lines.append(
+        f"{subject.settings.backbone}, {describe_layers(subject.head.layers)}; {counts} pictures of "
+        f"{len(subject.classifier.classes):,} classes."
+    )
+    return tuple(lines)
+
+
+def _say_accuracy(what: str, evaluation: Evaluation) -> str:
+    num_right, count = int(evaluation.correct.sum()), len(evaluation.labels)
+    low, high = map(format_percent, wilson_interval(num_right, count))
+    return f"{what}: {format_percent(num_right / count)} % (between {low} and {high}, {count:,} pictures)."
+
+
+def _read_sample(subject: Subject) -> np.ndarray:
+    """Rows, as they are cached, of training pictures spread over the classes."""
+    train = subject.records["train"]
+    chosen = train[:: max(1, len(train) // _DISTANCE_ROWS)]
+    recipe = subject.cache.get_recipe(subject.extractor.recipe_key, subject.extractor.name)
+    return subject.cache.read_features(recipe, [record.sha256 for record in chosen])
+
+
+def _list_details(classifier: Classifier) -> dict[str, str]:
+    told = classifier.metadata
+    details = {f"setting: {name}": str(value) for name, value in told.settings.items()}
+    if told.backbone:
+        details["backbone"] = f"{told.backbone['name']} ({told.backbone['licence']}, {told.backbone['source']})"
+        details["weights, SHA-256"] = told.backbone["sha256"]
+        details["data fingerprint"] = str(told.data.get("fingerprint", ""))
+    return {
+        **details,
+        "classifier, SHA-256": classifier.sha256,
+        "made by": told.created_with or "another tool",
+        "reported by": f"headstart {__version__}, ONNX Runtime {onnxruntime.__version__}, Python "
+        f"{platform.python_version()}",
+    }
+
+
+def _collect_findings(answers: _Answers, subject: Subject, request: Request) -> Findings:
+    evaluation, train = subject.evaluation, subject.records["train"]
+    error = None
+    if evaluation is not None:
+        num_wrong, count = int((~evaluation.correct).sum()), len(evaluation.labels)
+        error = (num_wrong / count, *wilson_interval(num_wrong, count))
+    curve, expected = answers.curve, answers.forecast
+    top = next((score for score in subject.scores if score.layers == get_top_layer(subject.extractor.layout)), None)
+    chosen = next((score for score in subject.scores if score.layers == subject.head.layers), None)
+    target = request.target_accuracy
+    return Findings(
+        model=shlex.quote(request.model),
+        source=shlex.quote(request.source),
+        num_train=len(train),
+        num_test=len(evaluation.labels) if evaluation else 0,
+        error=error,
+        train_error=(float(curve.train_error[-1]), float(curve.train_band[-1, 0]), float(curve.train_band[-1, 1]))
+        if curve
+        else None,
+        out_of_fold_error=float((~subject.out_of_fold.correct).mean()) if subject.out_of_fold else None,
+        now=(expected.now.error, expected.now.low, expected.now.high) if expected else None,
+        twice=(expected.then.error, expected.then.low, expected.then.high) if expected else None,
+        target_error=None if target is None else 1 - target,
+        worst_classes=_rank_classes(expected, subject.classifier.classes) if expected else (),
+        imagenet_distance=answers.distance,
+        top_gain=chosen.accuracy - top.accuracy if chosen and top else None,
+        num_suspects=len(answers.suspects.items) if answers.suspects else 0,
+        num_leaking=answers.num_leaking,
+        mismatch=_say_mismatch(answers.mismatch) if answers.mismatch and answers.mismatch.is_mismatched else None,
+        from_layer=_choose_from_layer(subject, answers.distance),
+        is_tuned=subject.is_tuned,
+    )
+
+
+def _say_mismatch(mismatch: Mismatch) -> str:
+    gap = mismatch.mismatch
+    text = (
+        f"Test pictures are {format_percent(gap.value)} points harder than unseen training pictures "
+        f"({format_percent(gap.low)} to {format_percent(gap.high)})."
+    )
+    telling = [each for each in mismatch.properties if each.p_value < 0.05]
+    if telling:
+        first = telling[0]
+        text += f" They differ most in {first.name} (median {first.median_train:.3g} and {first.median_test:.3g})."
+    return text
+
+
+def _rank_classes(expected: Forecast, classes: Sequence[str]) -> tuple[ClassError, ...]:
+    """Those first that are expected to gain most."""
+    errors = [
+        ClassError(name, now.error, then.error)
+        for name, now, then in zip(classes, expected.classes_now, expected.classes_then, strict=True)
+        if np.isfinite(now.error)
+    ]
+    return tuple(sorted(errors, key=lambda each: (each.error_with_twice or 0) - each.error))
+
+
+def _choose_from_layer(subject: Subject, distance: float | None) -> str:
+    """The farther from ImageNet, the earlier; "auto" goes by the number of pictures."""
+    if distance is None:
+        return "auto"
+    stages = [pooled.layer for pooled in subject.head.layers if pooled.layer.startswith("stage")]
+    return min(["stage4", *stages]) if distance > FAR else "stage6"

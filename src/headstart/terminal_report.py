@@ -1,0 +1,50 @@
+"""What a report says, for a terminal: its sections and its advice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from headstart._files import show_path
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from headstart.report.content import Advice, Section, Table
+
+
+def render_section(section: Section) -> Iterator[RenderableType]:
+    """Heading, paragraphs and tables; plots and pictures are for a page."""
+    from rich.text import Text
+
+    yield Text(section.title, style="bold")
+    for paragraph in section.paragraphs:
+        yield Text(show_path(paragraph))
+    for table in section.tables:
+        yield ""
+        yield render_table(table)
+    yield ""
+
+
+def render_table(table: Table) -> RenderableType:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=None, pad_edge=False)
+    for number, name in enumerate(table.columns):
+        drawn.add_column(Text(show_path(name)), justify="right" if number in table.numeric else "left", overflow="fold")
+    for number, row in enumerate(table.rows):
+        drawn.add_row(*(Text(show_path(cell)) for cell in row), style="bold" if number == table.marked else "")
+    return drawn
+
+
+def render_advice(advice: Sequence[Advice]) -> Iterator[RenderableType]:
+    """What to do next, with the reason and the command."""
+    from rich.text import Text
+
+    yield Text("What to do next", style="bold")
+    for number, each in enumerate(advice, start=1):
+        yield Text.assemble(f"{number}. ", (show_path(each.action), "bold"), f". {show_path(each.reason)}")
+        if each.command:
+            yield Text(f"   {show_path(each.command)}", style="green")
+    yield ""
