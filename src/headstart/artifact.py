@@ -129,7 +129,10 @@ def create_session(model_bytes: bytes, *, num_threads: int = 1) -> onnxruntime.I
     try:
         session = onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
         timer.start()
-        probs, *others = session.run(None, {"image": np.zeros((32, 32, 3), np.uint8)}, run_options)
+        names = [output.name for output in session.get_outputs()]
+        found = dict(
+            zip(names, session.run(None, {"image": np.zeros((32, 32, 3), np.uint8)}, run_options), strict=True)
+        )
     except Exception as error:  # ONNX Runtime's own classes share no base
         detail = show_path(str(error).strip().partition("\n")[0][:300])
         if run_options.terminate:
@@ -137,16 +140,16 @@ def create_session(model_bytes: bytes, *, num_threads: int = 1) -> onnxruntime.I
         raise ArtifactError(f"ONNX Runtime cannot run this graph: {detail}. {ADVICE}") from error
     finally:
         timer.cancel()
-    expected = session.get_outputs()[0].shape
+    probs, expected = found["probabilities"], session.get_outputs()[names.index("probabilities")].shape
     if list(probs.shape) != expected or not np.isfinite(probs).all() or abs(float(probs.sum()) - 1) > 1e-3:
         raise ArtifactError(
             f"A black picture gives {_show_values(probs)}; expected {expected} with finite values and sum 1. {ADVICE}"
         )
-    for familiarity in others:
-        if familiarity.shape != (1,) or not 0 <= familiarity[0] <= 1:
-            raise ArtifactError(
-                f"A black picture gives the familiarity {familiarity.tolist()}; expected a number from 0 to 1. {ADVICE}"
-            )
+    familiarity = found.get("familiarity")
+    if familiarity is not None and (familiarity.shape != (1,) or not 0 <= familiarity[0] <= 1):
+        raise ArtifactError(
+            f"A black picture gives the familiarity {familiarity.tolist()}; expected a number from 0 to 1. {ADVICE}"
+        )
     return session
 
 

@@ -15,7 +15,7 @@ from headstart.backbone_choice import Trial
 from headstart.contact_sheet import choose_sheet
 from headstart.data_check import DataReport
 from headstart.dataset import ImageRecord
-from headstart.errors import DataError, HeadstartError, ImageError
+from headstart.errors import ConfigError, DataError, ImageError
 from headstart.evaluation import Evaluation
 from headstart.evaluation_plots import describe_confidence, describe_reliability
 from headstart.features import Picture, get_top_layer
@@ -198,7 +198,7 @@ def _explain_mistakes(
 def _open_explainer(classifier: Classifier) -> Explainer | None:
     try:
         return Explainer(classifier.data)
-    except HeadstartError:  # a foreign file does not say where its maps are
+    except ConfigError:  # a foreign file does not say where its maps are
         return None
 
 
