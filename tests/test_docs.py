@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -19,11 +18,12 @@ import headstart
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+REPORT = (ROOT / "docs" / "report.md").read_text()
 COMMAND = [sys.executable, "-m", "headstart.cli"]
 
 
-def find_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def find_blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_the_commands_of_the_readme_run(pets: Path) -> None:
     commands = [line.split()[1:] for line in lines if line.startswith("headstart ")]
     assert {"train", "predict", "evaluate", "inspect", "check", "verify"} <= {command[0] for command in commands}
     for command in commands:
-        done = subprocess.run([*COMMAND, *command], cwd=pets, capture_output=True, text=True, env=os.environ)
+        done = subprocess.run([*COMMAND, *command], cwd=pets, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout, command
     assert (pets / "pets.onnx").is_file()
@@ -61,10 +61,11 @@ def test_the_python_of_the_readme_runs(pets: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(pets)
     paths = sorted(str(path) for path in Path("pets").rglob("*.png"))
     names = {"paths": paths, "labels": [Path(path).parent.name for path in paths]}
-    blocks = find_blocks("python")
-    assert blocks
+    blocks = [*find_blocks("python"), *find_blocks("python", REPORT)]
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)  # our own text, run as a reader would
+    assert "<!doctype html>" in Path("report.html").read_text()[:20].lower()
 
 
 def test_the_command_reference_is_fresh() -> None:

@@ -32,6 +32,12 @@ _PUBLIC = {
     "build_classifier": "heads.linear",
     "fit_temperature": "calibration",
     "verify_classifier": "verification",
+    "write_report": "report.writing",
+    "explain": "heat_maps",
+    "compare_evaluations": "insight.comparison",
+    "find_suspects": "insight.suspects",
+    "find_near_copies": "insight.near_copies",
+    "compute_learning_curve": "insight.learning_curve",
     "TrainSettings": "config",
     "FitSettings": "config",
     "HeadstartError": "errors",
@@ -83,9 +89,15 @@ if TYPE_CHECKING:
     from headstart.features import extract_features as extract_features
     from headstart.heads.linear import build_classifier as build_classifier
     from headstart.heads.selection import select_head as select_head
+    from headstart.heat_maps import explain as explain
+    from headstart.insight.comparison import compare_evaluations as compare_evaluations
+    from headstart.insight.learning_curve import compute_learning_curve as compute_learning_curve
+    from headstart.insight.near_copies import find_near_copies as find_near_copies
+    from headstart.insight.suspects import find_suspects as find_suspects
     from headstart.prediction import Classifier as Classifier
     from headstart.prediction import Prediction as Prediction
     from headstart.prediction import load as load
+    from headstart.report.writing import write_report as write_report
     from headstart.splits import split_dataset as split_dataset
     from headstart.training import train as train
     from headstart.tuning import finetune as finetune

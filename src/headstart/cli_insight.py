@@ -397,20 +397,14 @@ def _open(
     model: Path, source: str, pattern: str | None, exclude: list[str] | None, follow_links: bool
 ) -> Iterator[tuple[Subject, Sequence[Any], Progress]]:
     """The classifier with the pictures of its training, divided as that divides them, review applied."""
-    from headstart.dataset import scan_dataset
     from headstart.feature_cache import FeatureCache
-    from headstart.insight.subject import open_subject, read_settings
+    from headstart.insight.subject import open_subject
     from headstart.prediction import load
     from headstart.review import find_journal, read_decisions
-    from headstart.training import prepare_dataset
 
     classifier = load(model)
-    settings = read_settings(classifier)
+    decisions = read_decisions(find_journal(model)).decisions
+    options: dict[str, Any] = {"pattern": pattern, "exclude": exclude or (), "follow_links": follow_links}
     with _track() as progress, FeatureCache() as cache:
-        progress("finding pictures", 0, 0)
-        dataset = scan_dataset(
-            resolve_source(source, progress), pattern=pattern, exclude=exclude or (), follow_links=follow_links
-        )
-        decisions = read_decisions(find_journal(model)).decisions
-        dataset = prepare_dataset(dataset, settings, progress, decisions)
-        yield open_subject(classifier, dataset, cache, progress), decisions, progress
+        subject = open_subject(classifier, resolve_source(source, progress), cache, progress, decisions, **options)
+        yield subject, decisions, progress

@@ -72,10 +72,12 @@ def finetune(
     if target.exists() and model.exists() and target.samefile(model):
         raise ConfigError(f"--output {show_path(str(target))} is the classifier to fine-tune. Name another file.")
     check_evaluation_folder(name_evaluation(target), parquet)
+    from headstart.review import find_journal, read_decisions
     from headstart.tuning import finetune as finetune_classifier
 
     given = {**fit, **{n: v for n, v in (("class_weights", class_weights), ("seed", seed)) if v is not None}}
     folder = target.with_suffix(".training")
+    decisions = read_decisions(find_journal(model)).decisions
     began = time.monotonic()
     try:
         with track_progress(make_console(stderr=True)) as progress:
@@ -89,6 +91,7 @@ def finetune(
                 follow_links=follow_links,
                 folder=folder,
                 on_progress=progress,
+                decisions=decisions,
                 **given,
             )
             record: Any = classifier.training
@@ -96,7 +99,7 @@ def finetune(
             written = [target, folder]
             if record.evaluation is not None:
                 written.append(write_evaluation(classifier, target, parquet, time.monotonic() - began))
-                advice = write_report(classifier, target, source, (), progress)
+                advice = write_report(classifier, target, source, decisions, progress)
     except KeyboardInterrupt:
         raise stop(f"Checkpoints are in {show_path(str(folder))}; the same command continues.") from None
     console = make_console()

@@ -23,9 +23,7 @@ from headstart.data_check import (
     DataReport,
     check_classes,
     check_pictures,
-    hash_images,
     leave_out,
-    resolve_duplicates,
 )
 from headstart.dataset import ImageDataset, scan_dataset
 from headstart.decode import DECODER_VERSION
@@ -42,10 +40,10 @@ from headstart.heads.cached import evaluate_head, fit_head, fit_head_familiarity
 from headstart.heads.linear import LinearHead, build_classifier
 from headstart.heads.selection import Selection
 from headstart.onnx_rules import MAX_TENSOR_VALUES
-from headstart.parallel import Progress, count_cpus
+from headstart.parallel import Progress
 from headstart.prediction import Classifier
-from headstart.review import Decision, apply_decisions
-from headstart.splits import split_dataset
+from headstart.preparation import prepare_dataset
+from headstart.review import Decision
 
 if TYPE_CHECKING:
     from headstart.finetuning.dense_training import FitRecord, Parameters
@@ -168,18 +166,6 @@ def train(
     metadata = replace(make_metadata(dataset, extractor.backbone, record), familiarity=familiarity.to_json())
     data = build_artifact(build_classifier(extractor.backbone, head, familiarity), metadata)
     return Classifier(metadata, data, training=record)
-
-
-def prepare_dataset(
-    dataset: ImageDataset, settings: TrainSettings, progress: Progress, decisions: Sequence[Decision] = ()
-) -> ImageDataset:
-    """Hashed, labelled as the review decided, without copies, and divided as the training divides it."""
-    dataset = hash_images(
-        dataset, num_threads=count_cpus(), on_progress=lambda done, total: progress("reading files", done, total)
-    )
-    if decisions:
-        dataset = apply_decisions(dataset, decisions)
-    return split_dataset(resolve_duplicates(dataset), test_frac=settings.test_frac, seed=settings.seed)
 
 
 def _take_rivals(settings: dict[str, Any], budget_s: float | None) -> tuple[list[str], dict[str, Any]]:

@@ -13,6 +13,7 @@ from headstart.errors import require_torch
 from headstart.finetuning.augmentation import find_preset
 from headstart.parallel import Progress
 from headstart.prediction import Classifier, load
+from headstart.review import Decision
 
 
 def finetune(
@@ -30,6 +31,7 @@ def finetune(
     output: str | os.PathLike[str] | None = None,
     folder: Path | None = None,
     on_progress: Progress | None = None,
+    decisions: Sequence[Decision] = (),
     **settings: Any,
 ) -> Classifier:
     """Fine-tune the network of `model` on the pictures that it was trained on, starting from its head.
@@ -37,7 +39,8 @@ def finetune(
     `from_layer` and everything after it is trained: a layer's name, `input` for the whole network, or `auto` to decide
     by the number of pictures. `settings` are those of FitSettings; their defaults here depend on the number of pictures
     too (see `choose_fit_settings`). `weights` is the file that the network was loaded from, where it was one. `folder`
-    keeps checkpoints and history, so that a stopped training goes on; `output` is a file to save to.
+    keeps checkpoints and history, so that a stopped training goes on; `output` is a file to save to. `decisions` of a
+    review are applied as the training of `model` applied them.
 
     The classifier that comes back is the fine-tuned one only where it is better on validation pictures by a paired
     test; otherwise it is `model` itself, with both figures in its metadata. `training` is a TuningRecord. Raises
@@ -53,7 +56,7 @@ def finetune(
     dataset = scan_dataset(
         source, labels=labels, splits=splits, groups=groups, pattern=pattern, exclude=exclude, follow_links=follow_links
     )
-    classifier = tune(frozen, dataset, from_layer, weights, folder, progress, settings)
+    classifier = tune(frozen, dataset, from_layer, weights, folder, progress, settings, decisions)
     if output is not None:
         classifier.save(output)
     return classifier

@@ -19,8 +19,8 @@ from headstart.backbones.catalog import RANDOM_WEIGHTS, Backbone
 from headstart.backbones.loading import load_backbone
 from headstart.backbones.onnx_export import export_backbone
 from headstart.backbones.torch_network import TorchNetwork, load_network
-from headstart.config import FitSettings, TrainSettings, make_fit_settings, make_settings
-from headstart.data_check import DataReport, check_classes, hash_images, leave_out, resolve_duplicates
+from headstart.config import FitSettings, TrainSettings, make_fit_settings
+from headstart.data_check import DataReport, check_classes, leave_out
 from headstart.dataset import ImageDataset, ImageRecord
 from headstart.errors import ConfigError
 from headstart.evaluation import Evaluation
@@ -42,10 +42,11 @@ from headstart.graph import PooledLayer
 from headstart.heads.cached import evaluate_head, fit_head, make_layout, read_features
 from headstart.heads.dense import DenseHead
 from headstart.heads.from_file import Head, read_head
-from headstart.parallel import Progress, count_cpus
+from headstart.parallel import Progress
 from headstart.pictures import load_picture
 from headstart.prediction import Classifier
-from headstart.splits import split_dataset
+from headstart.preparation import prepare_dataset, read_settings
+from headstart.review import Decision
 from headstart.training import compute_fingerprint
 
 _FLIP_PICTURES = 300
@@ -59,10 +60,11 @@ def tune(
     folder: Path | None,
     progress: Progress,
     settings: dict[str, Any],
+    decisions: Sequence[Decision] = (),
 ) -> Classifier:
     """What `headstart.finetune` does, whose arguments these are, with the pictures found and torch at hand."""
     train_settings = _read_settings(frozen.metadata, weights)
-    dataset = _prepare(dataset, train_settings, frozen.classes, progress)
+    dataset = _prepare(dataset, train_settings, frozen.classes, progress, decisions)
     backbone = _load_backbone(train_settings, frozen.metadata)
     with FeatureCache() as cache, ExitStack() as stack:
         extractor = Extractor(backbone, layout=make_layout(backbone, train_settings))
@@ -163,13 +165,14 @@ def _fit_familiarity(
 
 
 def _prepare(
-    dataset: ImageDataset, settings: TrainSettings, classes: tuple[str, ...], progress: Progress
+    dataset: ImageDataset,
+    settings: TrainSettings,
+    classes: tuple[str, ...],
+    progress: Progress,
+    decisions: Sequence[Decision],
 ) -> ImageDataset:
     """The pictures divided as the training divided them. Raises ConfigError where their classes are others."""
-    dataset = hash_images(
-        dataset, num_threads=count_cpus(), on_progress=lambda done, total: progress("reading files", done, total)
-    )
-    dataset = split_dataset(resolve_duplicates(dataset), test_frac=settings.test_frac, seed=settings.seed)
+    dataset = prepare_dataset(dataset, settings, progress, decisions)
     check_classes(dataset)
     if dataset.classes != classes:
         raise ConfigError(
@@ -243,22 +246,19 @@ def choose_from_layer(network: TorchNetwork, layers: Sequence[PooledLayer], num_
 
 def _read_settings(metadata: ArtifactMetadata, weights: str | None) -> TrainSettings:
     """The settings that the classifier was trained with. Raises ConfigError for a file that does not say them."""
-    stored = {name: value for name, value in metadata.settings.items() if name not in ("fit", "finetune")}
-    if not stored:
-        raise ConfigError("The file does not say how it was trained, so it cannot be fine-tuned. Train it anew.")
+    settings = read_settings(metadata)
     if "finetune" in metadata.settings and metadata.settings["finetune"]["kept"] == "tuned":
         raise ConfigError(
             "This classifier is fine-tuned already. Fine-tune the one that headstart train made; to train longer, give "
             "the same command again with more --epochs."
         )
-    stored |= {name: tuple(stored[name]) for name in ("hidden", "dropout") if name in stored}
-    if stored.get("weights") not in (None, RANDOM_WEIGHTS):
-        if weights is None:
-            raise ConfigError(
-                f"The network's weights came from the file {show_path(stored['weights'])}. Give it with --weights."
-            )
-        stored["weights"] = weights
-    return make_settings(stored)
+    if settings.weights in (None, RANDOM_WEIGHTS):
+        return settings
+    if weights is None:
+        raise ConfigError(
+            f"The network's weights came from the file {show_path(settings.weights)}. Give it with --weights."
+        )
+    return replace(settings, weights=weights)
 
 
 def _divide(

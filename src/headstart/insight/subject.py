@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from headstart.backbones.from_file import read_backbone
 from headstart.backbones.loading import load_backbone
 from headstart.config import TrainSettings
 from headstart.data_check import DataReport, check_pictures, leave_out
-from headstart.dataset import ImageDataset, ImageRecord
+from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
 from headstart.decode import ImageFacts
-from headstart.errors import DataError, HeadstartError
+from headstart.errors import HeadstartError
 from headstart.evaluation import Evaluation
 from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, Picture, extract_features, get_top_layer
@@ -26,6 +26,8 @@ from headstart.heads.linear import LinearHead
 from headstart.heads.selection import CandidateScore
 from headstart.parallel import Progress
 from headstart.prediction import Classifier, match_classes
+from headstart.preparation import prepare_dataset, read_settings
+from headstart.review import Decision
 
 SPLITS = ("train", "validation", "test")
 
@@ -74,28 +76,23 @@ def is_tuned(classifier: Classifier) -> bool:
     return classifier.metadata.settings.get("finetune", {}).get("kept") == "tuned"
 
 
-def read_settings(classifier: Classifier) -> TrainSettings:
-    """The settings of the training, as far as the file tells them. Raises DataError for a foreign file."""
-    told = classifier.metadata.settings
-    if not classifier.metadata.format_version:
-        raise DataError(
-            "The classifier is a foreign ONNX file, which does not say how it was trained. headstart evaluate "
-            "measures it."
-        )
-    known = {item.name: told[item.name] for item in fields(TrainSettings) if item.name in told}
-    lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
-    return TrainSettings(**{**known, **lists})
-
-
 def open_subject(
-    classifier: Classifier, dataset: ImageDataset, cache: FeatureCache, progress: Progress, scores: Any = ()
+    classifier: Classifier,
+    source: Any,
+    cache: FeatureCache,
+    progress: Progress,
+    decisions: Sequence[Decision] = (),
+    **options: Any,
 ) -> Subject:
     """The classifier with the pictures of its training, or with others of the same classes.
 
-    `dataset` is hashed and divided as the training divides it. Features that are not cached are computed; linear heads
-    are fitted again for the predictions out of fold, which takes a second. Raises DataError when the classes differ.
+    `source` and `options` are those of `scan_dataset`; the pictures are labelled and divided as the training does it.
+    Features that are not cached are computed; linear heads are fitted again for the predictions out of fold, which
+    takes a second. Raises DataError when the classes differ, ConfigError for a file that headstart did not train.
     """
-    settings = read_settings(classifier)
+    settings = read_settings(classifier.metadata)
+    progress("finding pictures", 0, 0)
+    dataset = prepare_dataset(scan_dataset(source, **options), settings, progress, decisions)
     dataset = _number_classes(dataset, classifier.classes)
     extractor = _open_extractor(classifier, settings)
     pictures = [Picture(record.sha256, record.path) for record in dataset.records]
@@ -120,7 +117,6 @@ def open_subject(
         evaluation=evaluate_head(head, held_out, classifier.classes, extractor, cache) if held_out else None,
         out_of_fold=_predict_out_of_fold(classifier, settings, head, records["train"], extractor, cache, progress),
         num_forward=extraction.num_forward,
-        scores=tuple(scores),
         records=records,
     )
 

@@ -1,0 +1,37 @@
+"""What comes before any network: pictures hashed, labelled as a review decided, without copies, and divided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from headstart.artifact import ArtifactMetadata
+from headstart.config import TrainSettings
+from headstart.data_check import hash_images, resolve_duplicates
+from headstart.dataset import ImageDataset
+from headstart.errors import ConfigError
+from headstart.parallel import Progress, count_cpus
+from headstart.review import Decision, apply_decisions
+from headstart.splits import split_dataset
+
+
+def prepare_dataset(
+    dataset: ImageDataset, settings: TrainSettings, progress: Progress, decisions: Sequence[Decision] = ()
+) -> ImageDataset:
+    """The scanned pictures as a training sees them: the same settings and decisions divide them in the same way."""
+    dataset = hash_images(
+        dataset, num_threads=count_cpus(), on_progress=lambda done, total: progress("reading files", done, total)
+    )
+    if decisions:
+        dataset = apply_decisions(dataset, decisions)
+    return split_dataset(resolve_duplicates(dataset), test_frac=settings.test_frac, seed=settings.seed)
+
+
+def read_settings(metadata: ArtifactMetadata) -> TrainSettings:
+    """The settings of a classifier's training; of a file of weights the name alone. Raises ConfigError where the file
+    does not tell them."""
+    if not metadata.settings:
+        raise ConfigError("The file does not say how it was trained: another tool made it. Train a classifier anew.")
+    told = {item.name: metadata.settings[item.name] for item in fields(TrainSettings) if item.name in metadata.settings}
+    told |= {name: tuple(told[name]) for name in ("hidden", "dropout") if name in told}
+    return TrainSettings(**told)
