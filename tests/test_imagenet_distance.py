@@ -9,7 +9,7 @@ from conftest import Trained
 from headstart.backbones.catalog import CATALOG, find_entry, read_lite_weights
 from headstart.backbones.efficientnet_lite import compute_stage_statistics
 from headstart.backbones.torch_checkpoint import read_checkpoint
-from headstart.features import Extractor, plan_layout
+from headstart.features import Extractor, plan_layout, plan_single_layout
 from headstart.insight.imagenet_distance import FAR, measure_imagenet_distance
 from headstart.pictures import load_picture
 
@@ -57,3 +57,8 @@ def test_statistics_stand_for_every_stage_and_follow_the_depth() -> None:
 
 def test_other_networks_are_not_measured(extractor: Extractor) -> None:
     assert measure_imagenet_distance("resnet50", np.zeros((1, 5)), extractor.layout) is None
+
+
+def test_rows_without_the_stages_are_not_measured(extractor: Extractor) -> None:
+    layout = plan_single_layout(extractor.backbone, "head", "average")
+    assert measure_imagenet_distance("efficientnet-lite0", np.zeros((2, 1280), np.float16), layout) is None

@@ -26,10 +26,10 @@ _STAGES = ("stage3", "stage4", "stage5")
 def measure_imagenet_distance(backbone: str, rows: np.ndarray, layout: FeatureLayout) -> float | None:
     """Mean over stages 3 to 5 of the root mean square over channels of (mean here - mean there) / deviation there.
 
-    `rows` are float16 (N, layout.num_features) of a sample of the collection. None for a backbone that is not built in:
-    its statistics are not kept.
+    `rows` are float16 (N, layout.num_features) of a sample of the collection. None for a backbone that is not built in,
+    whose statistics are not kept, and where the rows do not hold these stages.
     """
-    if backbone not in CATALOG:
+    if backbone not in CATALOG or not {*_STAGES} <= {block.layer for block in layout.blocks}:
         return None
     entry = find_entry(backbone)
     known = compute_stage_statistics(read_checkpoint(read_lite_weights(entry)), entry.depth)

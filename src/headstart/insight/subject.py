@@ -93,7 +93,7 @@ def open_subject(
     settings = read_settings(classifier.metadata)
     progress("finding pictures", 0, 0)
     dataset = prepare_dataset(scan_dataset(source, **options), settings, progress, decisions)
-    dataset = _number_classes(dataset, classifier.classes)
+    dataset = number_classes(dataset, classifier.classes)
     extractor = _open_extractor(classifier, settings)
     pictures = [Picture(record.sha256, record.path) for record in dataset.records]
     extraction = extract_features(
@@ -147,7 +147,7 @@ def open_trained(classifier: Classifier, cache: FeatureCache) -> Subject:
     )
 
 
-def _number_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
+def number_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
     """The same pictures, labels numbered as in `classes`. Raises DataError that lists all unknown classes."""
     numbers = match_classes(dataset.classes, classes)
     labels = [numbers[name] for name in dataset.classes]

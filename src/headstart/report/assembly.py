@@ -34,7 +34,7 @@ from headstart.insight.mismatch_section import describe_mismatch
 from headstart.insight.near_copies import find_near_copies
 from headstart.insight.near_copies_section import compare_without, describe_near_copies
 from headstart.insight.neighbours import find_neighbours
-from headstart.insight.subject import Subject
+from headstart.insight.subject import Subject, number_classes
 from headstart.insight.suspects import Suspects, describe_suspects, find_suspects
 from headstart.parallel import Progress, count_cpus, map_bounded
 from headstart.prediction import Classifier
@@ -97,9 +97,9 @@ def build_report(subject: Subject, request: Request, progress: Progress) -> tupl
         _add_near_copies(answers, subject, progress)
         _add_mismatch(answers, subject, progress)
     train = subject.records["train"]
-    answers.distance = measure_imagenet_distance(
-        subject.settings.backbone, _read_sample(subject), subject.extractor.layout
-    )
+    if subject.settings.weights is None and not subject.is_tuned:
+        layout = subject.extractor.layout
+        answers.distance = measure_imagenet_distance(subject.settings.backbone, _read_sample(subject), layout)
     classes = subject.classifier.classes
     report = Report(
         title=request.model,
@@ -121,6 +121,7 @@ def build_evaluation_report(
     classifier: Classifier, evaluation: Evaluation, data: DataReport, title: str, progress: Progress
 ) -> Report:
     """The report of an evaluation on pictures that the classifier was not trained with."""
+    data = replace(data, dataset=number_classes(data.dataset, classifier.classes))
     return Report(
         title=title,
         classes=classifier.classes,
