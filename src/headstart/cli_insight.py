@@ -363,6 +363,8 @@ def _load_all(files: Sequence[str], allow_unsigned: bool) -> dict[str, Classifie
     """Classifiers by the names of their files; by their paths where two have one name."""
     from headstart.prediction import load
 
+    if doubles := sorted({file for file in files if files.count(file) > 1}):
+        raise ConfigError(f"{', '.join(map(show_path, doubles))} is named twice. Name different classifiers.")
     stems = [Path(file).stem for file in files]
     names = [stem if stems.count(stem) == 1 else file for stem, file in zip(stems, files, strict=True)]
     return {name: load(file, allow_unsigned=allow_unsigned) for name, file in zip(names, files, strict=True)}
