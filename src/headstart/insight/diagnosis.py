@@ -112,7 +112,7 @@ def describe_learning_curve(
         f"With {_say_factor(forecast.factor)} the training pictures ({forecast.num_images:,} instead of "
         f"{curve.num_images:,}) {_say(then)} of unseen pictures are expected to be wrong, "
         f"{_say(gain, 'points')} fewer than now. All ranges are at 95 % confidence, for pictures like these.",
-        *diagnosis.suggestions,
+        _say_help(diagnosis),
         f"Every point is an average over {curve.num_draws} draws of training pictures, each tested on pictures that "
         f"the fit did not see, with the head's own layers and penalty ({curve.penalty:g}). These are not "
         "the test pictures, so the errors differ a little from theirs."
@@ -140,6 +140,14 @@ def describe_learning_curve(
         tables=(Table(columns, rows, numeric=(1, 3)),),
         plots=(_plot(curve, forecast, diagnosis),),
     )
+
+
+def _say_help(diagnosis: Diagnosis) -> str:
+    text = " ".join(diagnosis.suggestions)
+    if diagnosis.verdict == "neither":
+        return text
+    # Without a target nothing says that the error is too high.
+    return f"What helps{', where the error is too high' * (diagnosis.target_accuracy is None)}: {text}"
 
 
 def _subtract(left: Expected, right: Expected) -> Expected:
