@@ -147,7 +147,7 @@ def _say_help(diagnosis: Diagnosis) -> str:
     if diagnosis.verdict == "neither":
         return text
     # Without a target nothing says that the error is too high.
-    return f"What helps{', where the error is too high' * (diagnosis.target_accuracy is None)}: {text}"
+    return f"Ways to lower the error{', where it is too high' * (diagnosis.target_accuracy is None)}: {text}"
 
 
 def _subtract(left: Expected, right: Expected) -> Expected:
