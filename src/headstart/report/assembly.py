@@ -6,6 +6,7 @@ import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -81,13 +82,15 @@ class _Answers:
     mismatch: Mismatch | None = None
     distance: float | None = None
     num_leaking: int = 0
+    figures: dict[str, Any] | None = None
     sections: list[Section] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
 
 
 def build_report(subject: Subject, request: Request, progress: Progress) -> tuple[Report, Suspects | None]:
     """The report of a classifier and the pictures of its training, and the labels that look wrong."""
-    answers = _Answers()
+    figures = subject.evaluation.compute_figures(subject.settings.seed) if subject.evaluation else None
+    answers = _Answers(figures=figures)
     _add_mistakes(answers, subject, progress)
     _add_suspects(answers, subject, request)
     _add_course(answers, subject, request)
@@ -106,7 +109,7 @@ def build_report(subject: Subject, request: Request, progress: Progress) -> tupl
         classes=classes,
         data=subject.data,
         evaluation=subject.evaluation,
-        figures=subject.evaluation.compute_figures(subject.settings.seed) if subject.evaluation else None,
+        figures=figures,
         headline=_say_headline(subject),
         sheet=tuple(choose_sheet(train, classes, features=subject.read_top(train))),
         advice=advise(_collect_findings(answers, subject, request)),
@@ -122,15 +125,16 @@ def build_evaluation_report(
 ) -> Report:
     """The report of an evaluation on pictures that the classifier was not trained with."""
     data = replace(data, dataset=number_classes(data.dataset, classifier.classes))
+    figures = evaluation.compute_figures()
     return Report(
         title=title,
         classes=classifier.classes,
         data=data,
         evaluation=evaluation,
-        figures=evaluation.compute_figures(),
+        figures=figures,
         sheet=tuple(choose_sheet(data.dataset.records, data.dataset.classes)),
         galleries=(_explain_mistakes(classifier, evaluation, {}, progress), _list_unsure(evaluation)),
-        sections=(_describe_trust(evaluation),),
+        sections=(_describe_trust(evaluation, figures),),
         details=_list_details(classifier),
     )
 
@@ -150,7 +154,7 @@ def build_sheet_report(data: DataReport) -> Report:
 
 
 def _add_mistakes(answers: _Answers, subject: Subject, progress: Progress) -> None:
-    if subject.evaluation is None:
+    if subject.evaluation is None or answers.figures is None:
         return
     evaluation, train = subject.evaluation, subject.records["train"]
     rows = evaluation.mistakes()[:MAX_EXPLAINED]
@@ -165,7 +169,7 @@ def _add_mistakes(answers: _Answers, subject: Subject, progress: Progress) -> No
             )
     answers.galleries.append(_explain_mistakes(subject.classifier, evaluation, near, progress))
     answers.galleries.append(_list_unsure(evaluation))
-    answers.sections.append(_describe_trust(evaluation))
+    answers.sections.append(_describe_trust(evaluation, answers.figures))
 
 
 def _explain_mistakes(
@@ -224,19 +228,22 @@ def _add_suspects(answers: _Answers, subject: Subject, request: Request) -> None
     if subject.out_of_fold is None:
         return
     answers.suspects = find_suspects(subject.out_of_fold, settled=request.settled)
-    if answers.suspects.items:
-        answers.galleries.append(describe_suspects(answers.suspects))
+    answers.galleries.append(describe_suspects(answers.suspects))
 
 
 # Sections
 
 
-def _describe_trust(evaluation: Evaluation) -> Section:
-    return Section(
-        "calibration",
-        "How far to trust a probability",
-        plots=(describe_reliability(evaluation), describe_confidence(evaluation)),
+def _describe_trust(evaluation: Evaluation, figures: Mapping[str, Any]) -> Section:
+    claimed, right = format_percent(figures["mean_confidence"]), format_percent(figures["accuracy"]["value"])
+    error, chance = format_percent(figures["ece"]["value"]), figures["ece_if_calibrated"]
+    text = (
+        f"On average it claims {claimed} % and is right in {right} %. Claims and truth are {error} points apart (the "
+        "calibration error); with probabilities that are exactly right it would be between "
+        f"{format_percent(chance['low'])} and {format_percent(chance['high'])} on as many pictures, by chance."
     )
+    plots = (describe_reliability(evaluation, dict(figures)), describe_confidence(evaluation))
+    return Section("calibration", "How far to trust a probability", (text,), plots=plots)
 
 
 def _add_course(answers: _Answers, subject: Subject, request: Request) -> None:
@@ -263,7 +270,7 @@ def describe_trials(trials: Sequence[Trial]) -> Section:
         )
         for trial in trials
     )
-    columns = ("backbone", "pictures", "accuracy, %", "log loss", "ms a picture", "s in all", "outcome")
+    columns = ("Backbone", "Pictures", "Accuracy %", "Log loss", "Ms per picture", "Seconds in all", "Outcome")
     text = "Tried on growing parts of the training pictures; figures are cross-validated on as many as each saw."
     return Section("backbones", "Backbones tried", (text,), (Table(columns, rows, (1, 2, 3, 4, 5), marked=0),))
 
@@ -281,7 +288,7 @@ def _describe_choice(subject: Subject) -> Section:
 
     scores = subject.scores
     marked = next((n for n, s in enumerate(scores) if s.is_finalist and s.layers == subject.head.layers), None)
-    columns = ("layers and pooling", "features", "accuracy, %", "log loss", "pictures", "reached")
+    columns = ("Layers and pooling", "Features", "Accuracy %", "Log loss", "Pictures", "Reached")
     text = (
         f"Chosen from {len(scores)} by cross-validation on the training pictures. The top layer, or else the simplest "
         "one, stays unless another is better by more than one standard error."
@@ -387,10 +394,14 @@ def _say_headline(subject: Subject) -> tuple[str, ...]:
     lines = []
     if subject.out_of_fold is not None:
         lines.append(_say_accuracy("Cross-validated on the training pictures", subject.out_of_fold))
-    counts = ", ".join(f"{len(records):,} {name}" for name, records in subject.records.items() if records)
+    counts = [
+        f"{len(records):,} {'training' if name == 'train' else name}"
+        for name, records in subject.records.items()
+        if records
+    ]
     lines.append(
-        f"{subject.settings.backbone}, {describe_layers(subject.head.layers)}; {counts} pictures of "
-        f"{len(subject.classifier.classes):,} classes."
+        f"{' and '.join(counts)} pictures of {len(subject.classifier.classes):,} classes. Backbone "
+        f"{subject.settings.backbone}, layers {describe_layers(subject.head.layers)}."
     )
     return tuple(lines)
 
@@ -462,8 +473,8 @@ def _collect_findings(answers: _Answers, subject: Subject, request: Request) -> 
 def _say_mismatch(mismatch: Mismatch) -> str:
     gap = mismatch.mismatch
     text = (
-        f"Test pictures are {format_percent(gap.value)} points harder than unseen training pictures "
-        f"({format_percent(gap.low)} to {format_percent(gap.high)})."
+        f"Test pictures are {format_percent(gap.value)} points harder than unseen training pictures (between "
+        f"{format_percent(gap.low)} and {format_percent(gap.high)})."
     )
     telling = [each for each in mismatch.properties if each.p_value < 0.05]
     if telling:
