@@ -21,7 +21,7 @@ PACKAGES = {"", "backbones", "heads", "finetuning", "recipes", "insight", "repor
 # A module imports from the rows above its own only.
 LAYERS = [
     "errors recipes.recipe plots",
-    "_files formats parallel graph metrics stats onnx_reader heads.fitting",
+    "csv_text _files formats parallel graph metrics stats onnx_reader heads.fitting",
     "plot_axes decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
     "backbones.weights_file heads.linear heads.dense familiarity public_datasets finetuning.augmentation finetuning.flip_check "
     "finetuning.checkpoints finetuning.layer_table",
@@ -29,7 +29,7 @@ LAYERS = [
     "plot_svg plot_figure",
     "evaluation_plots",
     "dataset pictures evaluation artifact_metadata backbones.catalog backbones.weights_download finetuning.mixing finetuning.history",
-    "config splits data_check artifact features backbones.weights backbones.network_layers "
+    "evaluation_files config splits data_check artifact features backbones.weights backbones.network_layers "
     "finetuning.augmentation_picture recipes.vgg16_dense100 "
     "recipes.vgg16_average recipes.inception_v3_mixed7 recipes.inception_v3_average recipes.resnet50_cifar10",
     "cli_options heads.selection prediction report.content summary terminal terminal_report predictions_output backbones.torch_network finetuning.rows",

@@ -22,7 +22,7 @@ from conftest import Trained
 from drawn_pictures import SHAPES, run_command, run_python, snapshot, write_picture, write_shapes
 
 import headstart
-from headstart.evaluation import unescape_text
+from headstart.csv_text import unescape_text
 
 TWO = ("checks", "stripes")
 QUICK = ("--layers", "top", "--penalty", "0.1")

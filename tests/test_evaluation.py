@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from headstart import evaluation as module
 from headstart import metrics
+from headstart.csv_text import escape_text, quote_field, unescape_text
 from headstart.errors import DataError, HeadstartError, MissingDependencyError
-from headstart.evaluation import Confusion, Evaluation, load_evaluation, save_evaluation
+from headstart.evaluation import Confusion, Evaluation
+from headstart.evaluation_files import load_evaluation, save_evaluation
 from headstart.stats import wilson_interval
 
 AWKWARD = (
@@ -202,11 +204,9 @@ def test_awkward_paths_survive(tmp_path: Path) -> None:
 @given(st.text(alphabet=st.one_of(st.sampled_from('\\xu5ced89,"\r\n'), st.characters()), max_size=30))
 @settings(max_examples=300, deadline=None)
 def test_any_path_comes_back(path: str) -> None:
-    line = module.quote_field(module.escape_text(path))
-    assert list(csv.reader(io.StringIO((line + ",\n").encode().decode(), newline=""))) == [
-        [module.escape_text(path), ""]
-    ]
-    assert module.unescape_text(module.escape_text(path)) == path
+    line = quote_field(escape_text(path))
+    assert list(csv.reader(io.StringIO((line + ",\n").encode().decode(), newline=""))) == [[escape_text(path), ""]]
+    assert unescape_text(escape_text(path)) == path
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=50))

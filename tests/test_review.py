@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from headstart.csv_text import escape_text, quote_field
 from headstart.data_check import resolve_duplicates
 from headstart.dataset import ImageDataset, ImageRecord
 from headstart.errors import DataError, HeadstartError
-from headstart.evaluation import escape_text, quote_field
 from headstart.insight.suspects import Suspect
 from headstart.preparation import compute_fingerprint
 from headstart.review import (

@@ -16,8 +16,8 @@ _PUBLIC = {
     "Prediction": "prediction",
     "ImageClassifier": "estimator",
     "Evaluation": "evaluation",
-    "load_evaluation": "evaluation",
-    "save_evaluation": "evaluation",
+    "load_evaluation": "evaluation_files",
+    "save_evaluation": "evaluation_files",
     "scan_dataset": "dataset",
     "split_dataset": "splits",
     "hash_images": "data_check",
@@ -81,8 +81,8 @@ if TYPE_CHECKING:
     from headstart.errors import MissingDependencyError as MissingDependencyError
     from headstart.estimator import ImageClassifier as ImageClassifier
     from headstart.evaluation import Evaluation as Evaluation
-    from headstart.evaluation import load_evaluation as load_evaluation
-    from headstart.evaluation import save_evaluation as save_evaluation
+    from headstart.evaluation_files import load_evaluation as load_evaluation
+    from headstart.evaluation_files import save_evaluation as save_evaluation
     from headstart.feature_cache import FeatureCache as FeatureCache
     from headstart.features import Extractor as Extractor
     from headstart.features import Picture as Picture

@@ -335,7 +335,7 @@ def evaluate(
 
     from headstart.data_check import DataReport, hash_images
     from headstart.dataset import Problem, scan_dataset
-    from headstart.evaluation import save_evaluation
+    from headstart.evaluation_files import save_evaluation
     from headstart.parallel import count_cpus
     from headstart.prediction import load
     from headstart.summary import render_summary

@@ -157,7 +157,7 @@ def name_evaluation(target: Path) -> Path:
 
 def check_evaluation_folder(folder: Path, parquet: bool) -> None:
     """Before any work: a folder that is not an evaluation is never written to. Raises HeadstartError."""
-    from headstart.evaluation import find_own_files
+    from headstart.evaluation_files import find_own_files
 
     find_own_files(folder)
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
@@ -197,7 +197,7 @@ def write_evaluation(classifier: Any, target: Path, parquet: bool, seconds: floa
     from dataclasses import asdict
     from datetime import datetime
 
-    from headstart.evaluation import save_evaluation
+    from headstart.evaluation_files import save_evaluation
 
     record, folder = classifier.training, name_evaluation(target)
     selection = getattr(record, "selection", None)

@@ -1,29 +1,19 @@
-"""One row per picture: every figure, list and file about a classifier's quality is a view of these rows.
-
-A saved evaluation is a folder: rows.csv (all), mistakes.csv (a view), rows.parquet (on request) and evaluation.json
-(the figures). evaluation.json is written last and holds the SHA-256 of the others: a folder where it matches is whole.
-"""
+"""One row per picture: every figure, list and file about a classifier's quality is a view of these rows."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from headstart import metrics
-from headstart._files import compute_sha256, show_path, write_atomic
+from headstart._files import show_path
 from headstart.calibration import compute_chance_ece
-from headstart.errors import DataError, MissingDependencyError, raise_all
+from headstart.csv_text import escape_text, quote_field
+from headstart.errors import DataError, raise_all
 from headstart.metrics import FloatArray, IntArray
 from headstart.stats import (
     CONFIDENCE,
@@ -34,9 +24,6 @@ from headstart.stats import (
     weighted_rate_interval,
     wilson_interval,
 )
-
-FORMAT = "headstart evaluation"
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +166,7 @@ class Evaluation:
                 for k, name in enumerate(self.classes)
             ],
         }
-        ready: dict[str, Any] = _make_json_ready(figures, digits=12)
+        ready: dict[str, Any] = make_json_ready(figures, digits=12)
         return ready | {"confusion_matrix": confusion.tolist()}
 
     def _repr_html_(self) -> str:
@@ -208,7 +195,7 @@ class Evaluation:
         Probabilities are the shortest text that gives the same float32. Names and paths are quoted where CSV needs it;
         a byte that is not UTF-8 is written \\xNN, and so is a backslash that already stands before xNN (\\x5c).
         """
-        lines = [",".join(map(quote_field, _format_header(self.classes)))]
+        lines = [",".join(map(quote_field, format_header(self.classes)))]
         quoted = [quote_field(escape_text(name)) for name in self.classes]
         answers = zip(self.paths, self.sha256, self.labels, self.predicted, self.probs, strict=True)
         for path, digest, true, guess, row in answers:
@@ -228,77 +215,8 @@ class Evaluation:
         return "\n".join([*lines, ""]).encode()
 
 
-def save_evaluation(
-    evaluation: Evaluation,
-    folder: str | os.PathLike[str],
-    *,
-    extra: Mapping[str, Any] | None = None,
-    parquet: bool = False,
-    seed: int = 0,
-) -> None:
-    """Write evaluation.json, rows.csv, mistakes.csv and, with `parquet`, rows.parquet into `folder`.
-
-    The folder is made, or an evaluation saved earlier is replaced. Any other folder that is not empty is refused
-    (DataError) and left as it is. `extra` is kept in evaluation.json; nan and infinity in it become null. Raises
-    MissingDependencyError when pyarrow is needed and absent. The same arguments give the same bytes.
-    """
-    place = Path(folder)
-    replaced = find_own_files(place)
-    files = {"rows.csv": evaluation.to_csv(), "mistakes.csv": evaluation.mistakes_to_csv()}
-    if parquet:
-        files["rows.parquet"] = _format_parquet(evaluation)
-    summary = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "figures": evaluation.compute_figures(seed),
-        "files": {name: {"bytes": len(data), "sha256": compute_sha256(data)} for name, data in files.items()},
-        "extra": _make_json_ready(extra or {}),
-    }
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"Cannot make the folder {place}: {error.strerror}. Choose another place.") from error
-    for name, data in files.items():
-        write_atomic(place / name, data)
-    for name in {"rows.parquet"} & replaced - files.keys():
-        (place / name).unlink(missing_ok=True)  # it would show rows of the evaluation that is replaced
-    write_atomic(place / "evaluation.json", _format_json(summary))
-
-
-def load_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
-    """The evaluation that was saved in `folder`. Raises DataError when it is absent, incomplete or edited."""
-    place = Path(folder)
-    try:
-        data = (place / "rows.csv").read_bytes()
-        summary = _read_summary(place)
-        expected = summary["files"]["rows.csv"]["sha256"]
-        classes = tuple(map(str, summary["figures"]["classes"]))
-    except OSError as error:
-        raise DataError(
-            f"Cannot read {error.filename}: {error.strerror}. Expected a folder that headstart evaluate has saved."
-        ) from error
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{place / 'evaluation.json'} is incomplete: {error}. Evaluate again.") from error
-    if compute_sha256(data) != expected:
-        raise DataError(
-            f"{place / 'rows.csv'} does not belong to evaluation.json beside it: it was edited, damaged or only partly "
-            "replaced. Evaluate again."
-        )
-    header, *lines = csv.reader(io.StringIO(data.decode(), newline=""))
-    if header != _format_header(classes):
-        raise DataError(f"The columns of {place / 'rows.csv'} are not the classes of evaluation.json. Evaluate again.")
-    numbers = {escape_text(name): k for k, name in enumerate(classes)}
-    probs = np.fromiter(map(float, chain.from_iterable(line[4:-1] for line in lines)), np.float32)
-    return Evaluation(
-        classes=classes,
-        paths=tuple(unescape_text(line[0]) for line in lines),
-        sha256=tuple(unescape_text(line[1]) for line in lines),
-        labels=np.array([numbers[line[2]] for line in lines], np.int64),
-        probs=probs.reshape(len(lines), len(classes)),
-    )
-
-
-def _format_header(classes: tuple[str, ...]) -> list[str]:
+def format_header(classes: tuple[str, ...]) -> list[str]:
+    """The columns of rows.csv."""
     return ["path", "sha256", "true", "predicted", *(f"probability_{escape_text(name)}" for name in classes), "correct"]
 
 
@@ -389,100 +307,16 @@ def _with_wilson(successes: int, n: int) -> dict[str, float | None]:
     return {"value": successes / n, "low": low, "high": high}
 
 
-def _make_json_ready(value: Any, digits: int = 17) -> Any:
+def make_json_ready(value: Any, digits: int = 17) -> Any:
     """Plain lists, dicts and numbers; floats to so many significant digits (17: all); nan and infinity as None."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _make_json_ready(item, digits) for key, item in value.items()}
+        return {str(key): make_json_ready(item, digits) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_make_json_ready(item, digits) for item in value]
+        return [make_json_ready(item, digits) for item in value]
     if isinstance(value, float):
         return float(f"{value:.{digits}g}") if np.isfinite(value) else None
     if value is None or isinstance(value, str | bool | int):
         return value
     raise DataError(f"{value!r} of type {type(value).__name__} cannot be written as JSON. Pass numbers and texts.")
-
-
-def _format_json(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    # A list of numbers on one line, so that a row of the matrix is a row. No JSON text holds a raw line break, so "[\n"
-    # is never inside one.
-    text = re.sub(
-        r"\[\n[-+.0-9e,nul\s]+\]", lambda match: f"[{', '.join(match[0][1:-1].replace(',', ' ').split())}]", text
-    )
-    return (text + "\n").encode("utf-8", "backslashreplace")  # a lone surrogate becomes its JSON escape
-
-
-def _format_parquet(evaluation: Evaluation) -> bytes:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependencyError(
-            "rows.parquet needs pyarrow, which is not installed. Run: pip install 'headstart[parquet]'"
-        ) from error
-    names = np.array([escape_text(name) for name in evaluation.classes], object)
-    columns = {
-        "path": [escape_text(path) for path in evaluation.paths],
-        "sha256": list(evaluation.sha256),
-        "true": names[evaluation.labels],
-        "predicted": names[evaluation.predicted],
-        **{f"probability_{name}": evaluation.probs[:, k] for k, name in enumerate(names)},
-        "correct": evaluation.correct,
-    }
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
-    return buffer.getvalue()
-
-
-def find_own_files(place: Path) -> set[str]:
-    """The names of an evaluation saved in `place`; DataError unless it is one, or an empty folder, or absent."""
-    try:
-        if not place.exists() or not any(place.iterdir()):
-            return set()
-        return set(_read_summary(place).get("files", ()))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"The folder {place} holds files but no evaluation.json: it is not a saved evaluation, or saving one was "
-            "interrupted. Nothing was changed. Choose another folder, or empty this one yourself."
-        ) from error
-    except OSError as error:
-        raise DataError(f"Cannot use {place} as a folder: {error.strerror}. Choose another one.") from error
-
-
-def _read_summary(place: Path) -> dict[str, Any]:
-    path = place / "evaluation.json"
-    try:
-        summary = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}), so this folder is not a saved evaluation.") from error
-    if not isinstance(summary, dict) or summary.get("format") != FORMAT:
-        raise DataError(f"{path} was not written by headstart. Nothing was changed. Choose another folder.")
-    if summary.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{path} has format version {summary.get('format_version')!r}; this headstart knows {FORMAT_VERSION}. "
-            "Use the headstart that wrote it, or evaluate again."
-        )
-    return summary
-
-
-def escape_text(text: str) -> str:
-    """Lone surrogates, which stand for bytes that are not UTF-8, as \\xNN (or \\udNNN for others, on Windows only)."""
-    text = re.sub(r"\\(?=x[0-9a-f]{2}|ud[89a-f][0-9a-f]{2})", r"\\x5c", text)
-    text = re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", text)
-    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def unescape_text(text: str) -> str:
-    def restore(match: re.Match[str]) -> str:
-        if match[2]:
-            return chr(int(match[2], 16))
-        return "\\" if match[1] == "5c" else chr(0xDC00 + int(match[1], 16))
-
-    return re.sub(r"\\x(5c|[89a-f][0-9a-f])|\\u(d[89a-f][0-9a-f]{2})", restore, text)
-
-
-def quote_field(field: str) -> str:
-    """As RFC 4180 asks. The csv module of Python 3.11 leaves a lone carriage return bare, and cannot read it back."""
-    return '"' + field.replace('"', '""') + '"' if re.search('[,"\r\n]', field) else field

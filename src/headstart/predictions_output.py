@@ -76,7 +76,7 @@ def _format_table(
 
 
 def _format_csv(classes: Sequence[str], outcomes: Iterator[tuple[str, Prediction | ImageError]]) -> Iterator[str]:
-    from headstart.evaluation import escape_text, quote_field
+    from headstart.csv_text import escape_text, quote_field
 
     names = [f"probability_{name}" for name in classes]
     columns = ("path", "predicted", "probability", *names, "familiarity", "error")
@@ -111,7 +111,7 @@ def _write_parquet(
         import pyarrow.parquet
     except ImportError as error:
         raise MissingDependencyError("Parquet needs pyarrow: pip install 'headstart[parquet]'") from error
-    from headstart.evaluation import escape_text
+    from headstart.csv_text import escape_text
 
     names, labels, probs, familiarities, errors = [], [], [], [], []
     for path, outcome in outcomes:

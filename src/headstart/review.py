@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from headstart._files import say_os_error, show_path, sync_folder
+from headstart.csv_text import unescape_text
 from headstart.dataset import ImageDataset, ImageRecord, Problem
 from headstart.errors import DataError, HeadstartError, raise_all, suggest
-from headstart.evaluation import unescape_text
 from headstart.tables import raise_bad_rows
 
 DECISIONS = ("keep", "relabel", "leave-out")

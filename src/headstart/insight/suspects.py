@@ -19,8 +19,9 @@ import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
 from headstart._files import say_os_error, show_path
+from headstart.csv_text import escape_text, quote_field, unescape_text
 from headstart.errors import DataError
-from headstart.evaluation import Evaluation, escape_text, quote_field, unescape_text
+from headstart.evaluation import Evaluation
 from headstart.metrics import FloatArray, IntArray
 from headstart.report.content import Gallery, GalleryItem
 from headstart.tables import raise_bad_rows

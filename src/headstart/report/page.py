@@ -17,8 +17,9 @@ import numpy as np
 from markupsafe import Markup
 
 from headstart._files import show_path
+from headstart.csv_text import escape_text
 from headstart.data_check import DataReport
-from headstart.evaluation import Evaluation, escape_text
+from headstart.evaluation import Evaluation
 from headstart.plots import Plot
 from headstart.report.content import Gallery, GalleryItem, Report
 from headstart.report.thumbnails import Thumbnail, Wanted, make_thumbnails, plan_sides
