@@ -867,10 +867,10 @@ CASES: list[tuple[str, Make, str, str]] = [
     ),
     (
         "a classifier of a newer headstart",
-        change_classifier(lambda data: edit_entry(data, "headstart.format", "2")),
+        change_classifier(lambda data: edit_entry(data, "headstart.format", "3")),
         "inspect shapes.onnx",
         (
-            "shapes.onnx: The file has format 2; this headstart reads format 1. It was made by a newer "
+            "shapes.onnx: The file has format 3; this headstart reads formats 1 to 2. It was made by a newer "
             "headstart: upgrade with pip install --upgrade headstart."
         ),
     ),
@@ -901,7 +901,7 @@ CASES: list[tuple[str, Make, str, str]] = [
             "  It imports the operator sets 'ai.onnx' 17; expected 'ai.onnx' 18 alone.\n"
             "  Its ir_version is 8; expected 9.\n"
             "  Its inputs are x float32 [1]; expected image uint8 [any, any, 3] alone.\n"
-            "  Its outputs are y float32 [1]; expected probabilities float32 [K] alone, K from 2 to 100000.\n"
+            "  Its outputs are y float32 [1]; expected probabilities float32 [K], K from 2 to 100000, alone or before familiarity float32 [1].\n"
             "headstart opens only files that it could have saved itself (docs/file-format.md). Train or "
             "save it again."
         ),

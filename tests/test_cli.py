@@ -64,8 +64,10 @@ def test_train_writes_a_classifier_and_its_evaluation(work: Path) -> None:
     assert {path.name for path in Path("new.evaluation").iterdir()} == {
         "evaluation.json",
         "mistakes.csv",
+        "report.html",
         "rows.csv",
         "run.json",
+        "suspects.csv",
     }
     extra = json.loads(Path("new.evaluation/evaluation.json").read_bytes())["extra"]
     assert extra["classifier"] == {"file": "new.onnx", "sha256": classifier.sha256}
@@ -135,7 +137,11 @@ def test_predict_as_a_table(work: Path, classifier: headstart.Classifier) -> Non
     assert (done.code, done.stderr) == (0, "")
     assert len(done.lines) == 6
     (first, p), (second, q) = classifier.predict("shapes/checks/00.png").get_top(2)
-    assert done.lines[0] == f"shapes/checks/00.png   {first} {100 * p:5.1f} %   {second} {100 * q:5.1f} %"
+    familiarity = classifier.predict("shapes/checks/00.png").familiarity
+    assert done.lines[0] == (
+        f"shapes/checks/00.png   {first} {100 * p:5.1f} %   {second} {100 * q:5.1f} %"
+        f"   familiarity {100 * familiarity:5.1f} %"
+    )
     assert done.lines[5].startswith("shapes/stripes/04.png  stripes ")
 
 

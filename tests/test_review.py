@@ -16,6 +16,7 @@ from headstart.data_check import resolve_duplicates
 from headstart.dataset import ImageDataset, ImageRecord
 from headstart.errors import DataError, HeadstartError
 from headstart.insight.suspects import Suspect
+from headstart.preparation import compute_fingerprint
 from headstart.review import (
     Decision,
     append_decisions,
@@ -27,7 +28,6 @@ from headstart.review import (
     undo,
 )
 from headstart.review_terminal import review_suspects
-from headstart.training import compute_fingerprint
 
 HOSTILE = ("a,b", 'line\n"break"\r', "byte\udce9\x1b[31m", "\ud800lone\u2028", "<b>", r"C:\xe9", "แมว", "\0")
 

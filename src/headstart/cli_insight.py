@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,13 +20,16 @@ from headstart.cli_options import (
     PatternOption,
     SourceArgument,
     UnsignedOption,
+    check_evaluation_folder,
     check_folder_of,
+    check_matplotlib,
     name_after,
     name_evaluation,
+    refuse_inputs,
     resolve_source,
     stop,
 )
-from headstart.errors import ConfigError, DataError, ImageError
+from headstart.errors import ConfigError, DataError, ImageError, raise_all
 
 if TYPE_CHECKING:
     from headstart.data_check import DataReport
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
 
 SUSPECTS = "suspects.csv"
 _TIMED_PICTURES = 100
+_MAX_STEM_BYTES = 200
 TargetOption = Annotated[
     float | None, typer.Option(help="The accuracy that is wanted, such as 0.98: what is missing to it is told.")
 ]
@@ -54,6 +60,9 @@ def write_report(
     from headstart.report.page import render_page
     from headstart.review import find_settled
 
+    folder = name_evaluation(target)
+    for name in ("report.html", SUSPECTS):  # what tells of an earlier classifier must not stay beside this one
+        (folder / name).unlink(missing_ok=True)
     record: Any = classifier.training
     fit = getattr(record, "fit", None) or record  # what has a history: of a dense head, of a fine-tuning
     request = Request(
@@ -67,7 +76,6 @@ def write_report(
     with FeatureCache() as cache:
         content, suspects = build_report(open_trained(classifier, cache), request, progress)
     page = render_page(content, on_progress=lambda done, total: progress("embedding pictures", done, total))
-    folder = name_evaluation(target)
     write_atomic(folder / "report.html", page.encode())
     if suspects is not None:
         write_atomic(folder / SUSPECTS, suspects_to_csv(suspects))
@@ -89,7 +97,7 @@ def write_evaluation_report(
 def review(
     model: ModelArgument,
     suspects: Annotated[
-        Path | None, typer.Option(help="Labels to decide on. Default: MODEL.evaluation/suspects.csv.")
+        Path | None, typer.Option(help="Labels to decide on. Default: those that train and report list.")
     ] = None,
     decisions: Annotated[
         Path | None, typer.Option("--import", help="Take over decisions.csv, as the report page saves it.")
@@ -126,7 +134,9 @@ def review(
         append_decisions(journal, imported)
         print(f"{len(imported):,} decisions. They count at the next training that writes {show_path(model.name)}.")
         return
-    listed = read_suspects(suspects or name_evaluation(model) / SUSPECTS, classes)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a class may be named by bytes that are no text
+    listed = read_suspects(suspects or _find_suspects(model), classes)
     counts = review_suspects(listed, classes, journal, iter(sys.stdin.readline, ""), console)
     said = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no decision"
     print(f"{said}. Decisions are in {show_path(str(journal))}, and count at the next training.")
@@ -147,6 +157,7 @@ def report(
     SOURCE are the pictures it was trained on. Beyond what train writes, near-copies are looked for, and training and
     test pictures compared.
     """
+    from headstart.insight.suspects import suspects_to_csv
     from headstart.report.assembly import Request, build_report
     from headstart.report.page import render_page
     from headstart.review import find_settled
@@ -156,7 +167,14 @@ def report(
     folder = name_evaluation(model)
     # A folder with a page alone would not count as an evaluation, and the next training would refuse it.
     target = output or (folder / "report.html" if folder.is_dir() else model.with_suffix(".html"))
+    if target.parent == folder:
+        check_evaluation_folder(folder, parquet=False)
     _check_page(target)
+    if png is not None:
+        check_folder_of(png, "--png")
+        if png.exists() and not png.is_dir():
+            raise ConfigError(f"--png is {show_path(str(png))}, which is no folder. Name a folder for the plots.")
+        check_matplotlib("--png")
     with _open(model, source, pattern, exclude, follow_links) as (subject, decisions, progress):
         request = Request(
             model.name,
@@ -166,10 +184,13 @@ def report(
             history=_read_history(model),
             settled=find_settled(decisions),
         )
-        content, _ = build_report(subject, request, progress)
+        content, suspects = build_report(subject, request, progress)
         page = render_page(content, on_progress=lambda done, total: progress("embedding pictures", done, total))
     write_atomic(target, page.encode())
     written = [target]
+    if suspects is not None and output is None:
+        written.append(_find_suspects(model))
+        write_atomic(written[-1], suspects_to_csv(suspects))
     if png is not None:
         from headstart.plot_figure import save_png
 
@@ -229,8 +250,13 @@ def learning_curve(
     from headstart.terminal_report import render_section
 
     if png is not None:
-        check_folder_of(png)
+        if png.suffix.lower() != ".png":
+            raise ConfigError(f"--png is {show_path(str(png))}. Expected a name that ends in .png.")
+        check_folder_of(png, "--png")
+        check_matplotlib("--png")
     with _open(model, source, pattern, exclude, follow_links) as (subject, _, progress):
+        if png is not None:
+            refuse_inputs([png], [record.path for each in subject.records.values() for record in each], "--png")
         section = describe_growth(subject, Request(model.name, source, target_accuracy=target_accuracy), progress)
     if png is not None:
         from headstart.plot_figure import save_png
@@ -257,6 +283,7 @@ def compare(
 
     Either several files and pictures, or --backbone A,B,C and a folder to train and test each on.
     """
+    from headstart.backbones.catalog import is_known_backbone, say_unknown_backbone
     from headstart.insight.comparison import compare_evaluations
     from headstart.insight.comparison_section import describe_comparison
     from headstart.insight.speed import measure_classifiers
@@ -264,8 +291,10 @@ def compare(
     from headstart.terminal_report import render_section
 
     *files, source = models
-    if backbone is None and len(files) < 2:
+    backbones = list(dict.fromkeys(name.strip() for name in (backbone or "").split(",") if name.strip()))
+    if len(files) + len(backbones) < 2:
         raise ConfigError("Name two or more classifiers and then the pictures, or use --backbone A,B with a folder.")
+    raise_all(ConfigError, [say_unknown_backbone(name) for name in backbones if not is_known_backbone(name)])
     if output is not None:
         _check_page(output)
     options: dict[str, Any] = {"pattern": pattern, "exclude": exclude or (), "follow_links": follow_links}
@@ -280,9 +309,8 @@ def compare(
             )
             for failure in failures:
                 print(f"{show_path(failure.path or '')}: {failure.code}: {failure.reason}", file=sys.stderr)
-        for name in (backbone or "").split(","):
-            if name:
-                classifiers[name], evaluations[name] = _train_one(resolved, name, options, progress)
+        for name in backbones:
+            classifiers[name], evaluations[name] = _train_one(resolved, name, options, progress)
         comparison = compare_evaluations(evaluations)
         pictures = next(iter(evaluations.values())).paths[:_TIMED_PICTURES]
         progress("measuring speed", 0, 0)
@@ -313,13 +341,16 @@ def explain(
     from headstart.prediction import load
 
     paths, problems = list_images(pictures, follow_links=follow_links)
+    # A name may be as long as a file system allows already.
+    stems = [os.fsdecode(os.fsencode(Path(path).stem)[:_MAX_STEM_BYTES]) for path in paths]
+    targets = [output / f"{number:04d}-{stem}.png" for number, stem in enumerate(stems, start=1)]
+    refuse_inputs(targets, paths, "--output")
+    explainer = Explainer(load(model).data)
     for problem in problems:
         print(f"{show_path(problem.path or '')}: {problem.code}: {problem.message}", file=sys.stderr)
-    explainer = Explainer(load(model).data)
-    output.mkdir(parents=True, exist_ok=True)
     num_drawn = 0
-    with _track() as progress:
-        for number, path in enumerate(paths, start=1):
+    with _track("The heat maps drawn so far are kept.") as progress:
+        for number, (path, target) in enumerate(zip(paths, targets, strict=True), start=1):
             progress("explaining", number, len(paths))
             try:
                 heat = explainer.explain(path, class_name)
@@ -327,8 +358,8 @@ def explain(
             except ImageError as error:
                 print(f"{show_path(path)}: {error.code}: {error.reason}", file=sys.stderr)
                 continue
-            target = output / f"{number:04d}-{Path(path).stem}.png"
-            drawn.save(target)
+            output.mkdir(parents=True, exist_ok=True)
+            write_atomic(target, partial(drawn.save, format="PNG"))
             num_drawn += 1
             print(f"{show_path(path)}: {show_path(heat.label)} {heat.probability:.1%}, {show_path(str(target))}")
     if not num_drawn:
@@ -336,14 +367,14 @@ def explain(
 
 
 @contextmanager
-def _track() -> Iterator[Progress]:
+def _track(note: str = "Nothing was written.") -> Iterator[Progress]:
     from headstart.terminal import make_console, track_progress
 
     try:
         with track_progress(make_console(stderr=True)) as progress:
             yield progress
     except KeyboardInterrupt:
-        raise stop("Nothing was written.") from None
+        raise stop(note) from None
 
 
 def _read_history(model: Path) -> Sequence[Any]:
@@ -353,6 +384,12 @@ def _read_history(model: Path) -> Sequence[Any]:
     return read_history(file) if file.is_file() else ()
 
 
+def _find_suspects(model: Path) -> Path:
+    """Where suspects are listed: in the folder of the evaluation, or beside the classifier where there is none."""
+    folder = name_evaluation(model)
+    return folder / SUSPECTS if folder.is_dir() else model.with_suffix(f".{SUSPECTS}")
+
+
 def _check_page(target: Path) -> None:
     if target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--output is {show_path(str(target))}. Expected a page to write, such as report.html.")
@@ -360,13 +397,12 @@ def _check_page(target: Path) -> None:
 
 
 def _load_all(files: Sequence[str], allow_unsigned: bool) -> dict[str, Classifier]:
-    """Classifiers by the names of their files; by their paths where two have one name."""
+    """Classifiers by the names of their files; by their paths where two have one name, numbered where equal."""
     from headstart.prediction import load
 
-    if doubles := sorted({file for file in files if files.count(file) > 1}):
-        raise ConfigError(f"{', '.join(map(show_path, doubles))} is named twice. Name different classifiers.")
     stems = [Path(file).stem for file in files]
     names = [stem if stems.count(stem) == 1 else file for stem, file in zip(stems, files, strict=True)]
+    names = [f"{name} ({names[:n].count(name) + 1})" if name in names[:n] else name for n, name in enumerate(names)]
     return {name: load(file, allow_unsigned=allow_unsigned) for name, file in zip(names, files, strict=True)}
 
 

@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ import typer
 
 from headstart import __version__
 from headstart._files import show_path, write_atomic
-from headstart.errors import ConfigError, HeadstartError, MissingDependencyError
+from headstart.errors import ConfigError, HeadstartError, MissingDependencyError, raise_all
 
 SourceArgument = Annotated[
     str,
@@ -143,12 +143,12 @@ def check_target(target: Path) -> None:
             ) from None
 
 
-def check_folder_of(target: Path) -> None:
+def check_folder_of(target: Path, option: str = "--output") -> None:
     shown = show_path(str(target.parent))
     if not target.parent.is_dir():
-        raise ConfigError(f"The folder {shown} does not exist. Make it first, or choose another --output.")
+        raise ConfigError(f"The folder {shown} does not exist. Make it first, or choose another {option}.")
     if not os.access(target.parent, os.W_OK):
-        raise ConfigError(f"The folder {shown} cannot be written to. Choose another --output.")
+        raise ConfigError(f"The folder {shown} cannot be written to. Choose another {option}.")
 
 
 def name_evaluation(target: Path) -> Path:
@@ -170,6 +170,25 @@ def check_evaluation_folder(folder: Path, parquet: bool) -> None:
 def check_pyarrow(option: str) -> None:
     if find_spec("pyarrow") is None:
         raise MissingDependencyError(f"{option} needs pyarrow. Install it with: pip install 'headstart[parquet]'")
+
+
+def check_matplotlib(option: str) -> None:
+    if find_spec("matplotlib") is None:
+        raise MissingDependencyError(f"{option} needs matplotlib. Install it with: pip install 'headstart[plots]'")
+
+
+def refuse_inputs(targets: Sequence[Path], inputs: Sequence[str], option: str) -> None:
+    """Before anything is written. Raises ConfigError that lists the inputs that would be replaced."""
+    existing = [target for target in targets if target.exists()]
+    known = {os.path.realpath(path) for path in inputs} if existing else set()
+    raise_all(
+        ConfigError,
+        [
+            f"{option} would replace {show_path(str(target))}, which is an input. Name another place."
+            for target in existing
+            if os.path.realpath(target) in known
+        ],
+    )
 
 
 def write_evaluation(classifier: Any, target: Path, parquet: bool, seconds: float) -> Path:

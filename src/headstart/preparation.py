@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from headstart.artifact import ArtifactMetadata
 from headstart.config import TrainSettings
@@ -35,3 +36,16 @@ def read_settings(metadata: ArtifactMetadata) -> TrainSettings:
     told = {item.name: metadata.settings[item.name] for item in fields(TrainSettings) if item.name in metadata.settings}
     told |= {name: tuple(told[name]) for name in ("hidden", "dropout") if name in told}
     return TrainSettings(**told)
+
+
+def stand_in_linear(settings: TrainSettings) -> TrainSettings:
+    """The same for a linear head that takes a dense one's place, without what is for dense heads only."""
+    return replace(
+        settings, head="linear", layers="auto", pooling="average", hidden=(), dropout=(), activation="softmax"
+    )
+
+
+def compute_fingerprint(dataset: ImageDataset) -> str:
+    """SHA-256 over content, class and split of every picture used; order, names and places play no part."""
+    lines = sorted(f"{r.sha256} {r.split} {dataset.classes[r.label]}" for r in dataset.records)
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

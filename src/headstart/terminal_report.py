@@ -68,9 +68,11 @@ def _draw_turned(table: Table) -> RichTable:
 
 
 def render_advice(advice: Sequence[Advice]) -> Iterator[RenderableType]:
-    """What to do next, with the reason and the command."""
+    """What to do next, with the reason and the command; nothing where there is no advice."""
     from rich.text import Text
 
+    if not advice:
+        return
     yield Text("What to do next", style="bold")
     for number, each in enumerate(advice, start=1):
         yield Text.assemble(f"{number}. ", (show_path(each.action), "bold"), f". {show_path(each.reason)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -42,7 +41,7 @@ from headstart.heads.selection import Selection
 from headstart.onnx_rules import MAX_TENSOR_VALUES
 from headstart.parallel import Progress
 from headstart.prediction import Classifier
-from headstart.preparation import prepare_dataset
+from headstart.preparation import compute_fingerprint, prepare_dataset, stand_in_linear
 from headstart.review import Decision
 
 if TYPE_CHECKING:
@@ -189,7 +188,7 @@ def _try_backbones(
     names: Sequence[str], dataset: ImageDataset, settings: TrainSettings, budget_s: float, progress: Progress
 ) -> tuple[Trial, ...]:
     if settings.head == "dense":  # compared by what a linear head makes of the same networks
-        settings = replace(settings, head="linear", layers="auto", hidden=(), dropout=())
+        settings = stand_in_linear(settings)
     records = [record for record in dataset.records if record.split == "train"]
     with FeatureCache() as cache:
         return choose_backbone(
@@ -269,9 +268,3 @@ def _describe_settings(record: TrainingRecord) -> dict[str, Any]:
     if record.settings.weights is not None:
         settings["weights"] = Path(record.settings.weights).name  # where it lies is nobody's business
     return {**settings, **({"fit": asdict(record.fit.settings)} if record.fit else {})}
-
-
-def compute_fingerprint(dataset: ImageDataset) -> str:
-    """SHA-256 over content, class and split of every picture used; order, names and places play no part."""
-    lines = sorted(f"{r.sha256} {r.split} {dataset.classes[r.label]}" for r in dataset.records)
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

@@ -45,9 +45,8 @@ from headstart.heads.from_file import Head, read_head
 from headstart.parallel import Progress
 from headstart.pictures import load_picture
 from headstart.prediction import Classifier
-from headstart.preparation import prepare_dataset, read_settings
+from headstart.preparation import compute_fingerprint, prepare_dataset, read_settings
 from headstart.review import Decision
-from headstart.training import compute_fingerprint
 
 _FLIP_PICTURES = 300
 

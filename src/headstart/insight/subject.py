@@ -12,7 +12,7 @@ from headstart.backbones.catalog import Backbone
 from headstart.backbones.from_file import read_backbone
 from headstart.backbones.loading import load_backbone
 from headstart.config import TrainSettings
-from headstart.data_check import DataReport, check_pictures, leave_out
+from headstart.data_check import DataReport, check_classes, check_pictures, leave_out
 from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
 from headstart.decode import ImageFacts
 from headstart.errors import HeadstartError
@@ -26,7 +26,7 @@ from headstart.heads.linear import LinearHead
 from headstart.heads.selection import CandidateScore
 from headstart.parallel import Progress
 from headstart.prediction import Classifier, match_classes
-from headstart.preparation import prepare_dataset, read_settings
+from headstart.preparation import prepare_dataset, read_settings, stand_in_linear
 from headstart.review import Decision
 
 SPLITS = ("train", "validation", "test")
@@ -37,7 +37,8 @@ class Subject:
     """`data` holds the pictures with their splits, classes numbered as the classifier does.
 
     `evaluation` is of the part that nothing was chosen by, None where there is none; `out_of_fold` of the training
-    pictures, each predicted by a fit that did not see it, None where the network itself was trained on them.
+    pictures, each predicted by a fit that did not see it, None where the network itself was trained on them. With
+    `is_stand_in` these fits are linear heads in a dense one's place: good for judging labels, not for judging the head.
     `scores` are the candidates of the choice of layers, where it was made in this run.
     """
 
@@ -51,6 +52,7 @@ class Subject:
     evaluation: Evaluation | None
     out_of_fold: Evaluation | None
     num_forward: int
+    is_stand_in: bool = False
     scores: tuple[CandidateScore, ...] = ()
     records: dict[str, list[ImageRecord]] = field(default_factory=dict)
 
@@ -88,20 +90,23 @@ def open_subject(
 
     `source` and `options` are those of `scan_dataset`; the pictures are labelled and divided as the training does it.
     Features that are not cached are computed; linear heads are fitted again for the predictions out of fold, which
-    takes a second. Raises DataError when the classes differ, ConfigError for a file that headstart did not train.
+    takes a second. Raises DataError when the classes differ or one has too few pictures, ConfigError for a file that
+    headstart did not train.
     """
     settings = read_settings(classifier.metadata)
     progress("finding pictures", 0, 0)
     dataset = prepare_dataset(scan_dataset(source, **options), settings, progress, decisions)
-    dataset = number_classes(dataset, classifier.classes)
+    dataset = _number_classes(dataset, classifier.classes)
     extractor = _open_extractor(classifier, settings)
     pictures = [Picture(record.sha256, record.path) for record in dataset.records]
     extraction = extract_features(
         pictures, extractor, cache, lambda done, total: progress("extracting features", done, total)
     )
     dataset = leave_out(dataset, extraction.failures)
+    warnings = check_classes(dataset)
     spec = extractor.backbone.preprocess
     data = check_pictures(dataset, extraction.facts, spec.crop_frac, spec.input_size_px)
+    data = replace(data, problems=(*warnings, *data.problems))
     records = {name: [record for record in dataset.records if record.split == name] for name in SPLITS}
     head = read_head(classifier.metadata, classifier.data)
     held_out = records["test"] or records["validation"]
@@ -117,6 +122,7 @@ def open_subject(
         evaluation=evaluate_head(head, held_out, classifier.classes, extractor, cache) if held_out else None,
         out_of_fold=_predict_out_of_fold(classifier, settings, head, records["train"], extractor, cache, progress),
         num_forward=extraction.num_forward,
+        is_stand_in=not isinstance(head, LinearHead),
         records=records,
     )
 
@@ -147,7 +153,7 @@ def open_trained(classifier: Classifier, cache: FeatureCache) -> Subject:
     )
 
 
-def number_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
+def _number_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
     """The same pictures, labels numbered as in `classes`. Raises DataError that lists all unknown classes."""
     numbers = match_classes(dataset.classes, classes)
     labels = [numbers[name] for name in dataset.classes]
@@ -187,7 +193,7 @@ def _predict_out_of_fold(
     if isinstance(head, LinearHead):
         settings, layers = replace(settings, penalty=head.penalty), head.layers
     else:  # a linear head on the means of the same layer stands in for the dense one
-        settings = replace(settings, head="linear", hidden=(), dropout=(), layers="auto")
+        settings = stand_in_linear(settings)
         layers = (PooledLayer(head.layers[0].layer, 1),)
     selection = fit_head(records, len(classifier.classes), extractor, cache, settings, progress, candidates=[layers])
     return make_evaluation(classifier.classes, records, selection.out_of_fold_probs)

@@ -35,10 +35,11 @@ from headstart.insight.mismatch_section import describe_mismatch
 from headstart.insight.near_copies import find_near_copies
 from headstart.insight.near_copies_section import compare_without, describe_near_copies
 from headstart.insight.neighbours import find_neighbours
-from headstart.insight.subject import Subject, number_classes
+from headstart.insight.subject import Subject
 from headstart.insight.suspects import Suspects, describe_suspects, find_suspects
 from headstart.parallel import Progress, count_cpus, map_bounded
 from headstart.prediction import Classifier
+from headstart.preparation import compute_fingerprint
 from headstart.report.content import Gallery, GalleryItem, Neighbour, Report, Section, Table
 from headstart.report.page import MISTAKES
 from headstart.splits import get_split_key
@@ -124,15 +125,16 @@ def build_evaluation_report(
     classifier: Classifier, evaluation: Evaluation, data: DataReport, title: str, progress: Progress
 ) -> Report:
     """The report of an evaluation on pictures that the classifier was not trained with."""
-    data = replace(data, dataset=number_classes(data.dataset, classifier.classes))
     figures = evaluation.compute_figures()
+    labels = dict(zip(evaluation.paths, evaluation.labels.tolist(), strict=True))
+    evaluated = [replace(each, label=labels[each.path]) for each in data.dataset.records if each.path in labels]
     return Report(
         title=title,
         classes=classifier.classes,
         data=data,
         evaluation=evaluation,
         figures=figures,
-        sheet=tuple(choose_sheet(data.dataset.records, data.dataset.classes)),
+        sheet=tuple(choose_sheet(evaluated, classifier.classes)),
         galleries=(_explain_mistakes(classifier, evaluation, {}, progress), _list_unsure(evaluation)),
         sections=(_describe_trust(evaluation, figures),),
         details=_list_details(classifier),
@@ -298,7 +300,7 @@ def _describe_choice(subject: Subject) -> Section:
 
 
 def describe_growth(subject: Subject, request: Request, progress: Progress) -> Section:
-    """The learning curve with what it says. Raises DataError for a classifier that has none."""
+    """The learning curve with what it says. Raises DataError where there is none: for other heads, for few pictures."""
     if subject.is_tuned or not isinstance(subject.head, LinearHead):
         raise DataError(
             "A learning curve is drawn by fitting the head again on parts of the pictures. That tells nothing of a "
@@ -306,7 +308,10 @@ def describe_growth(subject: Subject, request: Request, progress: Progress) -> S
         )
     answers = _Answers()
     _add_learning_curve(answers, subject, request, progress)
-    return answers.sections[0]
+    section = answers.sections[0]
+    if answers.curve is None:
+        raise DataError(" ".join(section.paragraphs))
+    return section
 
 
 def _is_quick(subject: Subject) -> bool:
@@ -367,7 +372,7 @@ def _add_near_copies(answers: _Answers, subject: Subject, progress: Progress) ->
 
 
 def _add_mismatch(answers: _Answers, subject: Subject, progress: Progress) -> None:
-    if subject.evaluation is None or subject.out_of_fold is None:
+    if subject.evaluation is None or subject.out_of_fold is None or subject.is_stand_in:
         return
     progress("comparing training and test pictures", 0, 0)
     predicted = set(subject.out_of_fold.paths)  # of a dense head only those put aside
@@ -393,7 +398,10 @@ def _make_side(subject: Subject, records: list[ImageRecord], evaluation: Evaluat
 def _say_headline(subject: Subject) -> tuple[str, ...]:
     lines = []
     if subject.out_of_fold is not None:
-        lines.append(_say_accuracy("Cross-validated on the training pictures", subject.out_of_fold))
+        what = "A linear head in its place, cross" if subject.is_stand_in else "Cross"
+        lines.append(_say_accuracy(f"{what}-validated on the training pictures", subject.out_of_fold))
+    if compute_fingerprint(subject.data.dataset) != subject.classifier.metadata.data["fingerprint"]:
+        lines.append("These are not exactly the pictures, labels and parts that the classifier was made with.")
     counts = [
         f"{len(records):,} {'training' if name == 'train' else name}"
         for name, records in subject.records.items()
@@ -442,7 +450,7 @@ def _collect_findings(answers: _Answers, subject: Subject, request: Request) -> 
     if evaluation is not None:
         num_wrong, count = int((~evaluation.correct).sum()), len(evaluation.labels)
         error = (num_wrong / count, *wilson_interval(num_wrong, count))
-    curve, expected = answers.curve, answers.forecast
+    curve, expected, predicted = answers.curve, answers.forecast, subject.out_of_fold
     top = next((score for score in subject.scores if score.layers == get_top_layer(subject.extractor.layout)), None)
     chosen = next((score for score in subject.scores if score.layers == subject.head.layers), None)
     target = request.target_accuracy
@@ -455,7 +463,7 @@ def _collect_findings(answers: _Answers, subject: Subject, request: Request) -> 
         train_error=(float(curve.train_error[-1]), float(curve.train_band[-1, 0]), float(curve.train_band[-1, 1]))
         if curve
         else None,
-        out_of_fold_error=float((~subject.out_of_fold.correct).mean()) if subject.out_of_fold else None,
+        out_of_fold_error=float((~predicted.correct).mean()) if predicted and not subject.is_stand_in else None,
         now=(expected.now.error, expected.now.low, expected.now.high) if expected else None,
         twice=(expected.then.error, expected.then.low, expected.then.high) if expected else None,
         target_error=None if target is None else 1 - target,
