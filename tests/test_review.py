@@ -321,7 +321,7 @@ def test_answers_line_by_line(journal: Path) -> None:
     ]
     assert [each[:3] for each in found] == [(each.sha256, each.path, "cat") for each in SUSPECTS]
     assert "4 of 4 suspects" in screen
-    assert "labelled cat (1.0%), looks like dog (98.0%)" in screen
+    assert "labelled cat (1.0 %), looks like dog (98.0 %)" in screen
     assert "b\\x1b]8;;x\\x07.jpg" in screen
     assert screen.replace("\n", "").isprintable()
 

@@ -114,14 +114,14 @@ def test_a_selection() -> None:
     top, middle = (PooledLayer("head", 1),), (PooledLayer("stage5", 4), PooledLayer("head", 1))
     assert show(render_selection(make_selection(middle, top, rejected=17))) == (
         "               layers and pooling     features  cross-validated  log loss\n"
-        "chosen         stage5 4x4 + head 1x1     1,700            90.0%     0.250\n"
-        "the top layer  head 1x1                    100            90.0%     0.250\n"
+        "chosen         stage5 4x4 + head 1x1     1,700           90.0 %     0.250\n"
+        "the top layer  head 1x1                    100           90.0 %     0.250\n"
         "Chosen from 19 by 5-fold cross-validation; a simpler one stays unless it is worse by more than one standard "
         "error."
     )
     assert show(render_selection(make_selection(top))) == (
         "                       layers and pooling  features  cross-validated  log loss\n"
-        "chosen: the top layer  head 1x1                 100            90.0%     0.250"
+        "chosen: the top layer  head 1x1                 100           90.0 %     0.250"
     )
 
 

@@ -339,6 +339,7 @@ def explain(
     from headstart.heat_maps import Explainer, draw_heat_map
     from headstart.pictures import load_picture
     from headstart.prediction import load
+    from headstart.stats import format_percent
 
     paths, problems = list_images(pictures, follow_links=follow_links)
     # A name may be as long as a file system allows already.
@@ -361,7 +362,8 @@ def explain(
             output.mkdir(parents=True, exist_ok=True)
             write_atomic(target, partial(drawn.save, format="PNG"))
             num_drawn += 1
-            print(f"{show_path(path)}: {show_path(heat.label)} {heat.probability:.1%}, {show_path(str(target))}")
+            said = f"{show_path(heat.label)} {format_percent(heat.probability)} %"
+            print(f"{show_path(path)}: {said}, {show_path(str(target))}")
     if not num_drawn:
         raise typer.Exit(1)
 

@@ -382,7 +382,7 @@ def check_near_duplicates(records: Sequence[ImageRecord], groups: Sequence[Seque
         if len(members) < 2:
             continue
         splits = sorted({record.split for record in members if record.split})
-        named = _name_paths([show_path(record.path) for record in members])
+        named = _name_paths([show_path(record.path) for record in members[1:]])  # the problem names the first
         if len(splits) > 1:
             code, text = "near-duplicates-across-splits", f"nearly the same picture in {' and '.join(splits)}: {named}"
         elif len({record.label for record in members}) > 1:

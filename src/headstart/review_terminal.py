@@ -14,6 +14,7 @@ from headstart._files import show_path
 from headstart.errors import DataError, suggest
 from headstart.insight.suspects import Suspect
 from headstart.review import Decision, append_decisions, find_settled, read_decisions, undo
+from headstart.stats import format_percent
 
 _HELP = "k keep, r relabel as suggested, c another class, x leave out, u undo, s skip, q quit"
 
@@ -105,6 +106,6 @@ def _show_suspect(suspect: Suspect, classes: Sequence[str]) -> Text:
         shown.stylize(Style(link=Path(suspect.path).absolute().as_uri()), 1)
     given, suggested = show_path(classes[suspect.label]), show_path(classes[suspect.suggested])
     return shown.append(
-        f"\nlabelled {given} ({suspect.probability_label:.1%}), looks like {suggested} "
-        f"({suspect.probability_suggested:.1%})"
+        f"\nlabelled {given} ({format_percent(suspect.probability_label)} %), looks like {suggested} "
+        f"({format_percent(suspect.probability_suggested)} %)"
     )

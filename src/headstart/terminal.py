@@ -134,6 +134,7 @@ def render_selection(selection: Selection) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from headstart.heads.linear import describe_layers
+    from headstart.stats import format_percent
 
     finalists = [score for score in selection.scores if score.is_finalist]
     finalists.sort(key=lambda score: score.layers != selection.head.layers)
@@ -147,7 +148,7 @@ def render_selection(selection: Selection) -> Iterator[RenderableType]:
             ("chosen: the top layer" if is_top else "chosen") if is_chosen else "the top layer" if is_top else "",
             describe_layers(score.layers),
             f"{score.num_features:,}",
-            f"{score.accuracy:.1%}",
+            f"{format_percent(score.accuracy)} %",
             f"{score.log_loss:.3f}",
             style="bold" if is_chosen else "",
         )
@@ -279,6 +280,8 @@ def _describe_parameters(parameters: Parameters) -> str:
 def _render_history(history: Sequence[EpochRow], best_epoch: int) -> Iterator[RenderableType]:
     from rich.table import Table
 
+    from headstart.stats import format_percent
+
     table = Table(box=None, pad_edge=False)
     for name in ("epoch", "train loss", "accuracy", "validation loss", "accuracy", ""):
         table.add_column(name, justify="right" if name else "left")
@@ -286,9 +289,9 @@ def _render_history(history: Sequence[EpochRow], best_epoch: int) -> Iterator[Re
         table.add_row(
             str(row.epoch),
             "" if row.train_loss is None else f"{row.train_loss:.3f}",
-            "" if row.train_accuracy is None else f"{row.train_accuracy:.1%}",
+            "" if row.train_accuracy is None else f"{format_percent(row.train_accuracy)} %",
             f"{row.validation_loss:.3f}",
-            f"{row.validation_accuracy:.1%}",
+            f"{format_percent(row.validation_accuracy)} %",
             "best" if row.epoch == best_epoch else "",
             style="bold" if row.epoch == best_epoch else "",
         )

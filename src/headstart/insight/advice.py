@@ -106,8 +106,8 @@ def _ask_for_pictures(findings: Findings) -> Iterator[Advice]:
         return
     value, low, high = (format_percent(each) for each in findings.twice)
     reason = (
-        f"With twice the pictures the error is expected to fall from {format_percent(findings.now[0])} % to {value} % "
-        f"(between {low} and {high})."
+        f"By the learning curve, twice the pictures lower the error from {format_percent(findings.now[0])} to "
+        f"{value} % (between {low} and {high})."
     )
     gaining = [each for each in findings.worst_classes if each.error_with_twice is not None]
     gaining = [each for each in gaining if each.error - (each.error_with_twice or 0) > findings.difference / 2]
@@ -147,8 +147,8 @@ def _ask_for_tuning(findings: Findings, error: float, wanted: float) -> Iterator
             "tell the classes apart."
         )
     reasons.append(
-        "Fine-tuning made 13.0 % of 27.3 % errors on CIFAR-10 (distance 0.42, 500 pictures a class), and nothing on "
-        "cats and dogs (0.17). It is kept only where a paired test says that it is better."
+        "Fine-tuning lowered the error from 27.3 to 13.0 % on CIFAR-10 (distance 0.42, 500 pictures a class), and "
+        "not on cats and dogs (0.17). It is kept only where a paired test says that it is better."
     )
     yield Advice(
         f"Fine-tune from {findings.from_layer}",

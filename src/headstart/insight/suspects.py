@@ -24,6 +24,7 @@ from headstart.errors import DataError
 from headstart.evaluation import Evaluation
 from headstart.metrics import FloatArray, IntArray
 from headstart.report.content import Gallery, GalleryItem
+from headstart.stats import format_percent
 from headstart.tables import raise_bad_rows
 
 # The mixture is fitted to at most so many pictures, an even share of every class; the time does not grow beyond.
@@ -225,19 +226,11 @@ def describe_suspects(suspects: Suspects) -> Gallery:
             label=item.label,
             predicted=item.suggested,
             probability=item.probability_suggested,
-            note=_describe_suspect(item, suspects.classes),
+            note=f"The label is wrong with a probability of {format_percent(item.score)} %.",
         )
         for item in suspects.items
     )
     return Gallery("suspects", "Labels that look wrong", _describe_count(suspects), items, decides=True)
-
-
-def _describe_suspect(item: Suspect, classes: tuple[str, ...]) -> str:
-    given, suggested = show_path(classes[item.label]), show_path(classes[item.suggested])
-    return (
-        f"Labelled {given} ({item.probability_label:.1%}), looks like {suggested} ({item.probability_suggested:.1%}). "
-        f"The label is wrong with probability {item.score:.0%}."
-    )
 
 
 def _describe_count(suspects: Suspects) -> str:
