@@ -174,12 +174,14 @@ def test_the_section_tells_all() -> None:
         "On 200 pictures big has the most right, 90.0 %. It is better than small and slow."
     )
     assert "fastest first: small, big." in section.paragraphs[-1]
-    rows, pairs = section.tables
+    rows, costs, pairs, counts = section.tables
     assert [row[0] for row in rows.rows] == ["big", "small", "slow"]
     assert rows.marked == 0
-    assert {len(row) for row in rows.rows} == {len(rows.columns)}
-    assert {len(row) for row in pairs.rows} == {len(pairs.columns)}
-    assert [row[2] for row in pairs.rows] == ["big is better", "big is better", "a tie"]
+    for table in section.tables:
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+    assert [row[4] for row in costs.rows] == ["90.0", "13.0", "5.0"]
+    assert [row[2] for row in pairs.rows] == ["first", "first", "a tie"]
+    assert counts.rows[0][2:4] == ("30", "8")
     by_time, by_size = section.plots
     assert by_time.lines[0].x == (9, 40)
     assert by_time.lines[1].texts == ("big", "small", "slow")

@@ -74,7 +74,7 @@ def test_an_overfitted_head_is_variance_and_not_mismatch() -> None:
     assert not found.is_mismatched
     assert found.variance.low > 0.1
     assert found.train_error.value == 0
-    assert "Variance: unseen pictures" in describe_mismatch(found).paragraphs[0]
+    assert "Variance: unseen training pictures" in describe_mismatch(found).paragraphs[0]
 
 
 def test_other_shares_of_the_classes_are_no_mismatch() -> None:

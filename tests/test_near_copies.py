@@ -262,7 +262,7 @@ def test_the_section_counts_within_and_across_splits() -> None:
     assert "3 groups" in text
     assert "1 group of near-copies has different labels" in text
     assert "2 of 5 test pictures have a near-copy among the training pictures" in text
-    assert "60.0 % (23.1 to 88.2) of 5 with them and 33.3 % (6.1 to 79.2) of 3 without them" in text
+    assert "60.0 % (between 23.1 and 88.2) of 5 with them and 33.3 % (between 6.1 and 79.2) of 3 without them" in text
     where, accuracy = section.tables
     assert where.rows == (
         ("train and test", "2", "0", "cropped 1, mirrored 1"),
@@ -285,10 +285,10 @@ def test_different_labels_come_first_then_different_splits() -> None:
         ("6.jpg", ["7.jpg"]),
     ]
     first = gallery.items[0]
-    assert first.note == "in train, near-copies: 1.jpg (same view, correlation 0.99, labelled cat, not dog)"
+    assert first.note == "In train. Labelled cat, not dog, same view, correlation 0.99: 1.jpg"
     assert (first.sha256, first.label, first.neighbours[0].label) == (f"{0:064}", 1, 0)
     assert first.neighbours[0].similarity == 0.97
-    assert gallery.items[1].note == "in train, near-copies: 6.jpg in test (mirrored, correlation 0.95)"
+    assert gallery.items[1].note == "In train. In test, mirrored, correlation 0.95: 6.jpg"
 
 
 def test_each_copy_is_shown_once_and_long_lists_are_cut() -> None:

@@ -38,7 +38,12 @@ def describe_comparison(comparison: Comparison, speeds: Mapping[str, Speed] | No
             _plot_front(comparison, "Accuracy against time", "Milliseconds per picture", times),
             _plot_front(comparison, "Accuracy against size", "Size of the file in MB", sizes),
         )
-    tables = (_tabulate_models(comparison, speeds or {}), _tabulate_pairs(comparison))
+    tables = (
+        _tabulate_models(comparison),
+        *((_tabulate_costs(comparison, speeds),) if speeds else ()),
+        _tabulate_accuracies(comparison),
+        _tabulate_counts(comparison),
+    )
     return Section("comparison", "Comparison", tuple(paragraphs), tables, plots)
 
 
@@ -106,58 +111,62 @@ def _plot_front(comparison: Comparison, title: str, x_label: str, costs: Mapping
         style="dashed",
     )  # fmt: skip
     scale: Literal["linear", "log"] = "log" if max(costs.values()) > 10 * min(costs.values()) else "linear"
-    return Plot(title, x_label, "Accuracy", (line, points), x_scale=scale, y_is_percent=True)
+    # From 0, so that a difference that is nothing does not fill the plot.
+    x_range = None if scale == "log" else (0.0, 1.1 * max(costs.values()))
+    return Plot(title, x_label, "Accuracy", (line, points), x_scale=scale, y_is_percent=True, x_range=x_range)
 
 
-def _tabulate_models(comparison: Comparison, speeds: Mapping[str, Speed]) -> Table:
+# Several narrow tables, because a terminal has 80 columns.
+
+
+def _tabulate_models(comparison: Comparison) -> Table:
     columns = ("Model", "Accuracy %", "95 % interval", "Mistakes", "Log loss", "95 % interval")
-    rows = []
-    for model in comparison.models:
-        low, high = model.accuracy_interval
-        row = [
+    rows = tuple(
+        (
             model.name,
             format_percent(model.accuracy),
-            f"{format_percent(low)} to {format_percent(high)}",
+            "{} to {}".format(*map(format_percent, model.accuracy_interval)),
             f"{comparison.num_images - model.num_correct:,}",
-            f"{model.log_loss:.4f}",
-            "{:.4f} to {:.4f}".format(*model.log_loss_interval),
-        ]
-        if speeds:
-            speed = speeds[model.name]
-            row += [f"{speed.ms_per_picture:.1f}", f"{speed.low_ms:.1f} to {speed.high_ms:.1f}"]
-            row += [f"{speed.network_ms:.1f}", f"{speed.size_bytes / 1e6:.1f}"]
-        rows.append(tuple(row))
-    timed = ("Ms per picture", "95 % interval", "Network alone, ms", "MB") if speeds else ()
-    best = comparison.models.index(_find_best(comparison))
-    return Table(columns + timed, tuple(rows), (1, 3, 4, 6, 8, 9) if speeds else (1, 3, 4), marked=best)
+            f"{model.log_loss:.3f}",
+            "{:.3f} to {:.3f}".format(*model.log_loss_interval),
+        )
+        for model in comparison.models
+    )
+    return Table(columns, rows, (1, 3, 4), marked=comparison.models.index(_find_best(comparison)))
 
 
-def _tabulate_pairs(comparison: Comparison) -> Table:
-    columns = (
-        "First", "Second", "Verdict", "Right in first alone", "Right in second alone", "Accuracy, points",
-        "95 % interval", "p", "p corrected", "Log loss", "95 % interval", "Pictures needed",
-    )  # fmt: skip
+def _tabulate_costs(comparison: Comparison, speeds: Mapping[str, Speed]) -> Table:
+    columns = ("Model", "Ms per picture", "95 % interval", "Network alone, ms", "MB")
+    rows = []
+    for model in comparison.models:
+        speed = speeds[model.name]
+        times = f"{speed.ms_per_picture:.1f}", f"{speed.low_ms:.1f} to {speed.high_ms:.1f}", f"{speed.network_ms:.1f}"
+        rows.append((model.name, *times, f"{speed.size_bytes / 1e6:.1f}"))
+    return Table(columns, tuple(rows), (1, 3, 4))
+
+
+def _tabulate_accuracies(comparison: Comparison) -> Table:
+    """Accuracy of the first of a pair minus that of the second, and how many pictures would tell them apart."""
+    columns = ("First", "Second", "Better", "Points", "95 % interval", "p corrected", "Needed")
     rows = []
     for pair in comparison.pairs:
-        better = _name_better(pair)
         low, high = pair.accuracy_difference_interval
-        rows.append(
-            (
-                pair.a,
-                pair.b,
-                f"{better} is better" if better is not None else "a tie",
-                f"{pair.num_only_a:,}",
-                f"{pair.num_only_b:,}",
-                f"{100 * pair.accuracy_difference:+.2f}",
-                f"{100 * low:+.2f} to {100 * high:+.2f}",
-                f"{pair.p_value:.2g}",
-                f"{pair.p_corrected:.2g}",
-                f"{pair.log_loss_difference:+.4f}",
-                "{:+.4f} to {:+.4f}".format(*pair.log_loss_difference_interval),
-                "-" if pair.num_needed is None else _round(pair.num_needed),
-            )
-        )
-    return Table(columns, tuple(rows), (3, 4, 5, 7, 8, 9, 11))
+        points = f"{100 * pair.accuracy_difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
+        better = {"a": "first", "b": "second", None: "a tie"}[pair.better]
+        needed = "-" if pair.num_needed is None else _round(pair.num_needed)
+        rows.append((pair.a, pair.b, better, *points, f"{pair.p_corrected:.2g}", needed))
+    return Table(columns, tuple(rows), (3, 5, 6))
+
+
+def _tabulate_counts(comparison: Comparison) -> Table:
+    """Pictures that one of a pair alone has right, and the first's log loss minus the second's."""
+    columns = ("First", "Second", "Only first", "Only second", "Log loss", "95 % interval")
+    rows = []
+    for pair in comparison.pairs:
+        counts = f"{pair.num_only_a:,}", f"{pair.num_only_b:,}"
+        interval = "{:+.3f} to {:+.3f}".format(*pair.log_loss_difference_interval)
+        rows.append((pair.a, pair.b, *counts, f"{pair.log_loss_difference:+.3f}", interval))
+    return Table(columns, tuple(rows), (2, 3, 4))
 
 
 def _list(names: list[str]) -> str:

@@ -111,10 +111,11 @@ def describe_learning_curve(
         *diagnosis.reasons,
         f"With {_say_factor(forecast.factor)} the training pictures ({forecast.num_images:,} instead of "
         f"{curve.num_images:,}) {_say(then)} of unseen pictures are expected to be wrong, "
-        f"{_say(gain, 'points')} fewer than now. The ranges hold for pictures from the same sources.",
-        *diagnosis.suggestions,
+        f"{_say(gain, 'points')} fewer than now. All ranges are at 95 % confidence, for pictures like these.",
+        _say_help(diagnosis),
         f"Every point is an average over {curve.num_draws} draws of training pictures, each tested on pictures that "
-        f"the fit did not see, with the head's own layers and penalty ({curve.penalty:g})."
+        f"the fit did not see, with the head's own layers and penalty ({curve.penalty:g}). These are not "
+        "the test pictures, so the errors differ a little from theirs."
         + (
             f" {curve.num_used:,} of the {curve.num_images:,} training pictures were used, to bound the time."
             if curve.num_used < curve.num_images
@@ -127,9 +128,9 @@ def describe_learning_curve(
     )
     columns = (
         "Class",
-        "Errors now, %",
+        "Error now %",
         "95 % range",
-        f"With {_say_factor(forecast.factor)} the pictures, %",
+        f"With {_say_factor(forecast.factor)} the pictures %",
         "95 % range",
     )
     return Section(
@@ -139,6 +140,14 @@ def describe_learning_curve(
         tables=(Table(columns, rows, numeric=(1, 3)),),
         plots=(_plot(curve, forecast, diagnosis),),
     )
+
+
+def _say_help(diagnosis: Diagnosis) -> str:
+    text = " ".join(diagnosis.suggestions)
+    if diagnosis.verdict == "neither":
+        return text
+    # Without a target nothing says that the error is too high.
+    return f"Ways to lower the error{', where it is too high' * (diagnosis.target_accuracy is None)}: {text}"
 
 
 def _subtract(left: Expected, right: Expected) -> Expected:
@@ -163,7 +172,11 @@ def _explain(
         else "No target was given, so they are compared with no errors at all: pictures that nobody could name, and "
         "wrong labels, count as errors too. --target-accuracy sets the error that is good enough."
     )
-    parts = f"Avoidable bias is {_say(bias, 'points')}, variance {_say(variance, 'points')}."
+    above = " above the target" * (target_accuracy is not None)
+    parts = (
+        f"Avoidable bias (training error{above}) is {_say(bias, 'points')}; variance (unseen minus training error) is "
+        f"{_say(variance, 'points')}."
+    )
     if verdict == "bias" and variance.low <= 0 < variance.error:
         parts += " The variance can be chance."
     conclusions = {
@@ -193,8 +206,8 @@ def _suggest_pictures(curve: LearningCurve, forecast: Forecast, desired: float, 
     target, limit = f"{format_percent(1 - desired)} %", _FARTHEST * curve.num_images
     if needed.median > limit:
         return (
-            f"{target} is not expected to be reachable with this backbone by more pictures: not with {_FARTHEST} times "
-            "as many. Fine-tune (headstart finetune MODEL PICTURES) or use another --backbone."
+            f"More pictures alone are not expected to reach {target} with this backbone, not even {_FARTHEST} times as "
+            "many. Fine-tune (headstart finetune MODEL PICTURES) or use another --backbone."
         )
     most = f"{_round_count(needed.high):,}" if needed.high <= limit else "far more, or never"
     return (
@@ -255,7 +268,7 @@ def _say_factor(factor: float) -> str:
 
 
 def _say(value: Expected, unit: str = "%") -> str:
-    return f"{_format(value.error)} {unit} ({_say_range(value)})"
+    return f"{_format(value.error)} {unit} (between {_format(value.low)} and {_format(value.high)})"
 
 
 def _say_range(value: Expected) -> str:
@@ -263,8 +276,8 @@ def _say_range(value: Expected) -> str:
 
 
 def _format(frac: float) -> str:
-    """In percent, with two digits after the point below 1 %. Never a minus before nothing."""
+    """In percent, with two digits after the point below 0.1 %. Never a minus before nothing."""
     if math.isnan(frac):
         return "-"
-    text = f"{100 * frac:.{2 if abs(frac) < 0.01 else 1}f}"
+    text = f"{100 * frac:.{2 if abs(frac) < 0.001 else 1}f}"
     return text if float(text) else "0"

@@ -209,7 +209,7 @@ def _make_item(
         records[row].path,
         records[row].sha256,
         records[row].label,
-        note=f"{f'in {split}, ' if split else ''}near-copies: {said}",
+        note=f"{f'In {split}. ' if split else ''}{said[:1].upper()}{said[1:]}",
         neighbours=tuple(
             Neighbour(records[pair.second].path, records[pair.second].label, pair.similarity)
             for pair in ranked[:_MAX_BESIDE]
@@ -219,9 +219,9 @@ def _make_item(
 
 def _say_pair(pair: NearCopy, records: Sequence[ImageRecord], classes: Sequence[str]) -> str:
     first, second = records[pair.first], records[pair.second]
-    labelled = f", labelled {classes[second.label]}, not {classes[first.label]}" * _is_conflict(pair, records)
-    split = f" in {second.split}" * (second.split != first.split)
-    return f"{show_path(second.path)}{split} ({pair.kind}, correlation {pair.correlation:.2f}{labelled})"
+    labelled = f"labelled {classes[second.label]}, not {classes[first.label]}, " * _is_conflict(pair, records)
+    split = f"in {second.split}, " * (second.split != first.split)
+    return f"{labelled}{split}{pair.kind}, correlation {pair.correlation:.2f}: {show_path(second.path)}"
 
 
 def _rank(pair: NearCopy, records: Sequence[ImageRecord]) -> tuple[bool, bool, float]:
@@ -234,7 +234,7 @@ def _is_conflict(pair: NearCopy, records: Sequence[ImageRecord]) -> bool:
 
 
 def _say_accuracy(accuracy: Accuracy) -> str:
-    interval = f"{format_percent(accuracy.low)} to {format_percent(accuracy.high)}"
+    interval = f"between {format_percent(accuracy.low)} and {format_percent(accuracy.high)}"
     return f"{format_percent(accuracy.value)} % ({interval}) of {accuracy.num_pictures:,}"
 
 

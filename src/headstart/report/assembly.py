@@ -6,6 +6,7 @@ import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -82,13 +83,15 @@ class _Answers:
     mismatch: Mismatch | None = None
     distance: float | None = None
     num_leaking: int = 0
+    figures: dict[str, Any] | None = None
     sections: list[Section] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
 
 
 def build_report(subject: Subject, request: Request, progress: Progress) -> tuple[Report, Suspects | None]:
     """The report of a classifier and the pictures of its training, and the labels that look wrong."""
-    answers = _Answers()
+    figures = subject.evaluation.compute_figures(subject.settings.seed) if subject.evaluation else None
+    answers = _Answers(figures=figures)
     _add_mistakes(answers, subject, progress)
     _add_suspects(answers, subject, request)
     _add_course(answers, subject, request)
@@ -107,7 +110,7 @@ def build_report(subject: Subject, request: Request, progress: Progress) -> tupl
         classes=classes,
         data=subject.data,
         evaluation=subject.evaluation,
-        figures=subject.evaluation.compute_figures(subject.settings.seed) if subject.evaluation else None,
+        figures=figures,
         headline=_say_headline(subject),
         sheet=tuple(choose_sheet(train, classes, features=subject.read_top(train))),
         advice=advise(_collect_findings(answers, subject, request)),
@@ -122,6 +125,7 @@ def build_evaluation_report(
     classifier: Classifier, evaluation: Evaluation, data: DataReport, title: str, progress: Progress
 ) -> Report:
     """The report of an evaluation on pictures that the classifier was not trained with."""
+    figures = evaluation.compute_figures()
     labels = dict(zip(evaluation.paths, evaluation.labels.tolist(), strict=True))
     evaluated = [replace(each, label=labels[each.path]) for each in data.dataset.records if each.path in labels]
     return Report(
@@ -129,10 +133,10 @@ def build_evaluation_report(
         classes=classifier.classes,
         data=data,
         evaluation=evaluation,
-        figures=evaluation.compute_figures(),
+        figures=figures,
         sheet=tuple(choose_sheet(evaluated, classifier.classes)),
         galleries=(_explain_mistakes(classifier, evaluation, {}, progress), _list_unsure(evaluation)),
-        sections=(_describe_trust(evaluation),),
+        sections=(_describe_trust(evaluation, figures),),
         details=_list_details(classifier),
     )
 
@@ -152,7 +156,7 @@ def build_sheet_report(data: DataReport) -> Report:
 
 
 def _add_mistakes(answers: _Answers, subject: Subject, progress: Progress) -> None:
-    if subject.evaluation is None:
+    if subject.evaluation is None or answers.figures is None:
         return
     evaluation, train = subject.evaluation, subject.records["train"]
     rows = evaluation.mistakes()[:MAX_EXPLAINED]
@@ -167,7 +171,7 @@ def _add_mistakes(answers: _Answers, subject: Subject, progress: Progress) -> No
             )
     answers.galleries.append(_explain_mistakes(subject.classifier, evaluation, near, progress))
     answers.galleries.append(_list_unsure(evaluation))
-    answers.sections.append(_describe_trust(evaluation))
+    answers.sections.append(_describe_trust(evaluation, answers.figures))
 
 
 def _explain_mistakes(
@@ -226,19 +230,22 @@ def _add_suspects(answers: _Answers, subject: Subject, request: Request) -> None
     if subject.out_of_fold is None:
         return
     answers.suspects = find_suspects(subject.out_of_fold, settled=request.settled)
-    if answers.suspects.items:
-        answers.galleries.append(describe_suspects(answers.suspects))
+    answers.galleries.append(describe_suspects(answers.suspects))
 
 
 # Sections
 
 
-def _describe_trust(evaluation: Evaluation) -> Section:
-    return Section(
-        "calibration",
-        "How far to trust a probability",
-        plots=(describe_reliability(evaluation), describe_confidence(evaluation)),
+def _describe_trust(evaluation: Evaluation, figures: Mapping[str, Any]) -> Section:
+    claimed, right = format_percent(figures["mean_confidence"]), format_percent(figures["accuracy"]["value"])
+    error, chance = format_percent(figures["ece"]["value"]), figures["ece_if_calibrated"]
+    text = (
+        f"On average it claims {claimed} % and is right in {right} %. Claims and truth are {error} points apart (the "
+        "calibration error); with probabilities that are exactly right it would be between "
+        f"{format_percent(chance['low'])} and {format_percent(chance['high'])} on as many pictures, by chance."
     )
+    plots = (describe_reliability(evaluation, dict(figures)), describe_confidence(evaluation))
+    return Section("calibration", "How far to trust a probability", (text,), plots=plots)
 
 
 def _add_course(answers: _Answers, subject: Subject, request: Request) -> None:
@@ -265,7 +272,7 @@ def describe_trials(trials: Sequence[Trial]) -> Section:
         )
         for trial in trials
     )
-    columns = ("backbone", "pictures", "accuracy, %", "log loss", "ms a picture", "s in all", "outcome")
+    columns = ("Backbone", "Pictures", "Accuracy %", "Log loss", "Ms per picture", "Seconds in all", "Outcome")
     text = "Tried on growing parts of the training pictures; figures are cross-validated on as many as each saw."
     return Section("backbones", "Backbones tried", (text,), (Table(columns, rows, (1, 2, 3, 4, 5), marked=0),))
 
@@ -283,7 +290,7 @@ def _describe_choice(subject: Subject) -> Section:
 
     scores = subject.scores
     marked = next((n for n, s in enumerate(scores) if s.is_finalist and s.layers == subject.head.layers), None)
-    columns = ("layers and pooling", "features", "accuracy, %", "log loss", "pictures", "reached")
+    columns = ("Layers and pooling", "Features", "Accuracy %", "Log loss", "Pictures", "Reached")
     text = (
         f"Chosen from {len(scores)} by cross-validation on the training pictures. The top layer, or else the simplest "
         "one, stays unless another is better by more than one standard error."
@@ -395,10 +402,14 @@ def _say_headline(subject: Subject) -> tuple[str, ...]:
         lines.append(_say_accuracy(f"{what}-validated on the training pictures", subject.out_of_fold))
     if compute_fingerprint(subject.data.dataset) != subject.classifier.metadata.data["fingerprint"]:
         lines.append("These are not exactly the pictures, labels and parts that the classifier was made with.")
-    counts = ", ".join(f"{len(records):,} {name}" for name, records in subject.records.items() if records)
+    counts = [
+        f"{len(records):,} {'training' if name == 'train' else name}"
+        for name, records in subject.records.items()
+        if records
+    ]
     lines.append(
-        f"{subject.settings.backbone}, {describe_layers(subject.head.layers)}; {counts} pictures of "
-        f"{len(subject.classifier.classes):,} classes."
+        f"{' and '.join(counts)} pictures of {len(subject.classifier.classes):,} classes. Backbone "
+        f"{subject.settings.backbone}, layers {describe_layers(subject.head.layers)}."
     )
     return tuple(lines)
 
@@ -470,8 +481,8 @@ def _collect_findings(answers: _Answers, subject: Subject, request: Request) -> 
 def _say_mismatch(mismatch: Mismatch) -> str:
     gap = mismatch.mismatch
     text = (
-        f"Test pictures are {format_percent(gap.value)} points harder than unseen training pictures "
-        f"({format_percent(gap.low)} to {format_percent(gap.high)})."
+        f"Test pictures are {format_percent(gap.value)} points harder than unseen training pictures (between "
+        f"{format_percent(gap.low)} and {format_percent(gap.high)})."
     )
     telling = [each for each in mismatch.properties if each.p_value < 0.05]
     if telling:

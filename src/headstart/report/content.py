@@ -64,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with paragraphs, then tables, then plots, then galleries."""
+    """A heading with paragraphs, then plots, then tables, then galleries."""
 
     key: str
     title: str

@@ -1,6 +1,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const GAP = 12, MIN_CARD_WIDTH = 300, CARD_HEIGHT = 184, DECIDING_HEIGHT = 222, CARD_PICTURE = 132;
-const OPEN_UP_TO = 24, ROWS_WHEN_CLOSED = 2, PRINTED = 60, MATRIX_WHOLE_UP_TO = 40;
+const isNarrow = innerWidth < 700;
+const OPEN_UP_TO = isNarrow ? 8 : 24, ROWS_WHEN_CLOSED = isNarrow ? 4 : 2, PRINTED = 60, MATRIX_WHOLE_UP_TO = 40;
 const numberOf = (n) => n.toLocaleString("en");
 const byId = (id) => document.getElementById(id);
 const reduced = matchMedia("(prefers-reduced-motion: reduce)");
@@ -91,7 +92,7 @@ function tellAnswer(item) {
 function tellNeighbour([picture, label, similarity, path], item, box) {
   const side = label === item.label ? "same" : label === item.predicted ? "other" : "";
   const text = `${data.classes[label]}, similarity ${similarity.toFixed(2)}`;
-  return el("span", { className: `near ${side}`, title: `${text}\n${path}` }, frame(picture, box, `Training picture: ${text}`));
+  return el("span", { className: `near ${side}`, title: `${text}\n${path}` }, frame(picture, box, `Near it: ${text}`));
 }
 
 /* Decisions: kept in memory until they are downloaded. */
@@ -183,7 +184,7 @@ class Gallery {
       }, { ariaPressed: "false", title: "Red spoke for the answer, blue against it" });
       this.tools.append(toggle);
     }
-    if (this.decides) {
+    if (this.decides && this.all.length) {
       this.download = button("Download decisions.csv", downloadDecisions);
       this.tools.append(this.download);
     }
@@ -193,7 +194,7 @@ class Gallery {
       this.tools.append(this.more);
       this.root.append(this.foot);
     }
-    this.empty = el("p", { className: "muted" }, this.all.length ? "None fits." : "There are none.");
+    this.empty = el("p", { className: "muted" }, this.all.length ? "None fits." : this.decides ? "" : "There are none.");
     this.root.append(this.empty);
     this.showDecisions();
   }
@@ -218,7 +219,7 @@ class Gallery {
     this.draw(0, PRINTED);
   }
   showDecisions() {
-    if (!this.decides) return;
+    if (!this.download) return;
     this.download.disabled = decisions.size === 0;
     this.download.textContent = decisions.size ? `Download decisions.csv (${decisions.size})` : "Download decisions.csv";
     for (const card of this.cards.values()) card.querySelector(".decide").show();
@@ -288,6 +289,7 @@ class Gallery {
   }
 }
 const galleries = new Set();
+addEventListener("resize", () => { for (const gallery of galleries) gallery.drawInView(); });
 function makeGallery(...args) {
   const gallery = new Gallery(...args);
   galleries.add(gallery);
@@ -337,7 +339,7 @@ const viewer = {
         item.heat && this.showsHeat ? el("p", { className: "muted" }, "Red spoke for the answer, blue against it.") : null,
         item.note ? el("p", {}, item.note) : null, this.bar, tellPath(item.path),
         pixels ? el("p", { className: "muted" }, pixels) : null,
-        item.near ? el("h3", {}, "Nearest training pictures") : null,
+        item.near ? el("h3", {}, "Pictures nearest to it") : null,
         item.near ? el("div", { className: "nears large" }, ...item.near.map((near) => el("figure", {}, tellNeighbour(near, item, 96),
           el("figcaption", {}, named(near[1]), el("span", { className: "count" }, near[2].toFixed(2)))))) : null));
     const target = focused && this.dialog.querySelector(`[data-role="${focused}"]:not([disabled])`);

@@ -27,7 +27,8 @@ from headstart.stats import format_percent
 
 MISTAKES = "mistakes"
 """The key of the gallery that is made of the evaluation's mistakes."""
-NUM_PAIRS = 20
+NUM_PAIRS = 10
+_PLOT_PX = 480, 350  # so narrow that its text can still be read on a phone
 MAX_PICTURES = 25_000
 """More than these are listed with their paths, without the picture, so that a browser can hold the page."""
 _SEVERITIES = (("left-out", "left out"), ("warning", "warnings"), ("note", "notes"))
@@ -88,7 +89,7 @@ def _number_from(start: int, groups: Iterable[Sequence[Any]]) -> list[int]:
 def _draw(plot: Plot) -> Markup:
     from headstart.plot_svg import render_svg
 
-    return Markup(render_svg(plot))
+    return Markup(render_svg(plot, *_PLOT_PX))
 
 
 def _read(name: str) -> str:
