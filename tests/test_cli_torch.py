@@ -17,6 +17,7 @@ pytest.importorskip("torch")
 from conftest import Trained
 from drawn_pictures import run_command, snapshot, write_shapes
 from PIL import Image
+from test_report_page import Reader, find_gallery
 
 import headstart
 from headstart.backbones.catalog import TORCHVISION_NAMES
@@ -88,6 +89,44 @@ def test_finetune(work: Path) -> None:
     assert extra["settings"]["finetune"]["from"] == "stage7"
     shown = run_command("inspect", "new.onnx").out
     assert "fine-tuning" in shown
+
+
+@pytest.mark.parametrize("options", ["--pooling average --activation sigmoid", "--pooling max", "--pooling flatten"])
+def test_a_dense_head_has_a_report_too(work: Path, options: str) -> None:
+    command = f"train two --output d.onnx {DENSE} --epochs 2 --learning-rate 1e-6 {options}"
+    done = run_command(*shlex.split(command))
+    assert (done.code, done.stderr) == (0, "")
+    first = Reader(Path("d.evaluation/report.html").read_text("utf-8"))
+    assert "The course of the training" in first.text
+    classifier = headstart.load("d.onnx")
+    assert classifier.metadata.familiarity is not None
+    assert all(0 <= each.familiarity <= 1 for each in classifier.predict(["two/checks/00.png", "two/stripes/03.png"]))
+
+    done = run_command("report", "d.onnx", "two")
+    assert (done.code, done.stderr) == (0, "")
+    again = Reader(Path("d.evaluation/report.html").read_text("utf-8"))
+    num_wrong = len(headstart.load_evaluation("d.evaluation").mistakes())
+    for page in (first, again):
+        mistakes = find_gallery(page.data, "mistakes")["items"]
+        assert len(mistakes) == num_wrong
+        assert all("heat" in item and len(item["near"]) == 4 for item in mistakes)
+    # Another head stands in for it where pictures must not have been seen, and is not taken for it.
+    assert "A linear head in its place, cross-validated on the training pictures" in again.text
+    assert "harder than unseen training pictures" not in again.text + done.out
+    done = run_command("learning-curve", "d.onnx", "two")
+    assert done.code == 2
+    assert "That tells nothing of a dense head" in done.stderr
+
+
+def test_a_fine_tuned_classifier_has_a_report(work: Path) -> None:
+    options = "--from stage7 --epochs 1 --augment none --num-views 1 --output new.onnx"
+    assert run_command("finetune", "shapes.onnx", "shapes", *shlex.split(options)).code == 0
+    page = Reader(Path("new.evaluation/report.html").read_text("utf-8"))
+    assert "The course of the training" in page.text
+    assert run_command("report", "new.onnx", "shapes").code == 0
+    again = Reader(Path("new.evaluation/report.html").read_text("utf-8"))
+    assert "The course of the training" in again.text
+    assert find_gallery(again.data, "mistakes")["items"] == find_gallery(page.data, "mistakes")["items"]
 
 
 @pytest.mark.parametrize(

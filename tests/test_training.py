@@ -19,6 +19,7 @@ from headstart.config import TrainSettings
 from headstart.dataset import ImageRecord
 from headstart.graph import PooledLayer
 from headstart.heads.cached import fit_head
+from headstart.review import Decision
 from headstart.training import TrainingRecord
 
 TWO = ("checks", "stripes")
@@ -433,3 +434,83 @@ def test_the_users_files_are_never_touched(tmp_path: Path) -> None:
         for path in (home, *home.rglob("*")):
             path.chmod(0o755)
     assert {path.name for path in results.iterdir()} == {"s.onnx", "s.csv", "evaluation", "s.evaluation"}
+
+
+# Decisions of a review, a budget, familiarity
+
+
+def decide(record: ImageRecord, label: str, decision: str, new_label: str | None = None) -> Decision:
+    assert record.sha256
+    return Decision(record.sha256, record.path, label, decision, new_label, "2026-01-02T03:04:05+00:00")
+
+
+def test_decisions_change_labels_and_leave_out_as_if_the_folders_had_changed(tmp_path: Path, warm_cache: Path) -> None:
+    root = write_shapes(tmp_path / "shapes", 8)
+    wrong = write_picture(root / "stripes" / "wrong.png", "checks", 9)
+    before = snapshot(root)
+    first = get_record(train(root)).report.dataset
+    records = {record.path: record for record in first.records}
+    gone = str(root / "circles" / "03.png")
+    decisions = [
+        decide(records[str(wrong)], "stripes", "relabel", "checks"),
+        decide(records[gone], "circles", "leave-out"),
+        decide(records[str(root / "checks" / "00.png")], "checks", "keep"),
+    ]
+    reviewed = train(root, decisions=decisions)
+    report = get_record(reviewed).report
+    assert report.dataset.num_found == 25
+    left_out = [problem.path for problem in report.all_problems if problem.severity == "left-out"]
+    assert left_out == [gone]
+    assert len(report.dataset.records) == 24
+    assert {name: sum(counts.values()) for name, counts in report.counts.items()} == {
+        "checks": 9,
+        "circles": 7,
+        "stripes": 8,
+    }
+    assert snapshot(root) == before
+    wrong.rename(root / "checks" / "wrong.png")
+    Path(gone).unlink()
+    mended = train(root)
+    assert get_graph(mended) == get_graph(reviewed)
+    assert mended.metadata.data == reviewed.metadata.data
+    assert get_graph(train(root, decisions=decisions)) == get_graph(mended)  # which hold for no picture any more
+
+
+def test_a_class_that_decisions_empty_is_refused(tmp_path: Path, warm_cache: Path) -> None:
+    root = write_shapes(tmp_path / "shapes", 2)
+    records = [each for each in get_record(train(root)).report.dataset.records if "circles" in each.path]
+    decisions = [decide(record, "circles", "leave-out") for record in records]
+    with pytest.raises(headstart.HeadstartError, match="'circles'"):
+        train(root, decisions=decisions)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget_s": 5.0}, "A budget is for choosing a backbone"),
+        ({"backbone": "auto", "budget_s": 0.0}, "The budget is 0.0 s. Expected a number above 0"),
+        ({"backbone": "auto", "budget_s": -1.0}, "Expected a number above 0"),
+        ({"backbone": "auto", "budget_s": float("nan")}, "Expected a number above 0"),
+        ({"backbone": "auto", "weights": "none"}, "`weights` is for one backbone"),
+        ({"backbone": "efficientnet-lite0,efficientnet-lite9"}, "efficientnet-lite9"),
+        ({"backbone": ","}, "''"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(
+    tmp_path: Path, warm_cache: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(headstart.HeadstartError, match=message):
+        train(write_shapes(tmp_path / "shapes", 2), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"head": "svm"}, {"layers": "stage5"}, {"test_frac": 0.0}], ids=str)
+def test_every_classifier_tells_familiarity(tmp_path: Path, warm_cache: Path, options: dict[str, Any]) -> None:
+    root = write_shapes(tmp_path / "shapes", 8)
+    classifier = train(root, **options)
+    told = classifier.metadata.familiarity
+    assert told is not None
+    assert told["num_images"] == sum(r.split == "train" for r in get_record(classifier).report.dataset.records)
+    loaded = headstart.load(classifier.data)
+    for prediction in loaded.predict(sorted(map(str, root.rglob("*.png")))[::5]):
+        assert prediction.familiarity is not None
+        assert 0 <= prediction.familiarity <= 1

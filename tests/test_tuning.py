@@ -25,6 +25,7 @@ from headstart.backbones.torch_network import TorchNetwork, create_model, load_n
 from headstart.config import FitSettings
 from headstart.errors import ConfigError, DataError
 from headstart.evaluation import Evaluation
+from headstart.feature_cache import FeatureCache
 from headstart.finetuning.checkpoints import load_checkpoint
 from headstart.finetuning.cut import WHOLE, cut_network
 from headstart.finetuning.tuning import (
@@ -38,6 +39,9 @@ from headstart.graph import PooledLayer
 from headstart.heads.dense import DenseHead
 from headstart.heads.from_file import read_head
 from headstart.heads.linear import LinearHead
+from headstart.insight.subject import open_subject, open_trained
+from headstart.report.assembly import Request, build_report, describe_growth
+from headstart.review import Decision
 from headstart.verification import verify_classifier
 
 # The whole network: nothing to export below a cut, which takes longer than so short a training.
@@ -78,6 +82,10 @@ def tune(model: Any, source: Path, **given: Any) -> tuple[headstart.Classifier, 
     classifier = headstart.finetune(model, source, **given)
     assert isinstance(classifier.training, TuningRecord)
     return classifier, classifier.training
+
+
+def replace_training(classifier: headstart.Classifier, record: TuningRecord) -> headstart.Classifier:
+    return headstart.Classifier(classifier.metadata, classifier.data, training=record)
 
 
 def predict(classifier: headstart.Classifier) -> np.ndarray:
@@ -128,6 +136,35 @@ def test_what_is_better_is_kept_with_both_figures_in_its_file(
 
     with pytest.raises(ConfigError, match="fine-tuned already"):
         headstart.finetune(tmp_path / "tuned.onnx", shapes)
+
+    # The tuned network tells how familiar a picture is: of those that were put aside about half are below one half.
+    told = loaded.metadata.familiarity
+    assert told is not None
+    assert told["num_images"] == comparison.num_images
+    familiarity = [each.familiarity for each in loaded.predict(list(paths))]
+    assert all(0 <= each <= 1 for each in familiarity)
+    assert 0.1 < np.median(familiarity) < 0.9
+
+    # Its report is of its own network, from the file alone.
+    with FeatureCache() as cache:
+        reopened = open_subject(loaded, shapes, cache, lambda *_: None)
+        assert reopened.is_tuned
+        assert reopened.out_of_fold is None
+        assert reopened.num_forward == 0  # the same graph, so the features are those of the fine-tuning
+        assert reopened.evaluation is not None
+        assert reopened.evaluation.paths == paths
+        np.testing.assert_allclose(reopened.evaluation.probs, record.tuned["test"].probs, atol=5e-3)
+        trained = open_trained(replace_training(loaded, record), cache)
+        assert (trained.out_of_fold, trained.num_forward) == (None, record.num_forward)
+        request = Request("tuned.onnx", "shapes", thorough=True, history=record.history, best_epoch=record.best_epoch)
+        for subject in (reopened, trained):
+            report, suspects = build_report(subject, request, lambda *_: None)
+            assert suspects is None
+            assert len(report.galleries[0].items) == (~record.tuned["test"].correct).sum()
+            assert {"training", "calibration", "near-copies"} == {each.key for each in report.sections}
+            assert not [each for each in report.advice if "Fine-tune" in each.action]
+        with pytest.raises(DataError, match="a network that was trained on them"):
+            describe_growth(reopened, request, lambda *_: None)
 
 
 def test_what_is_not_better_leaves_the_frozen_classifier_as_it_was(
@@ -224,6 +261,15 @@ def test_a_folder_continues_its_own_fine_tuning_only(
     assert "running the frozen part" not in stages  # which may take minutes
     with pytest.raises(ConfigError, match="head was"):  # another head to start from
         tune(train(few, penalty=3.0), few, **given)
+
+
+def test_decisions_of_a_review_are_applied(few_frozen: headstart.Classifier, few: Path) -> None:
+    dataset = few_frozen.training.report.dataset  # type: ignore[union-attr]
+    record = dataset.records[0]
+    decision = Decision(record.sha256, record.path, dataset.classes[record.label], "leave-out", None, "2026-01-01")
+    _, done = tune(few_frozen, few, decisions=[decision], **SHORT)
+    assert {r.path for r in dataset.records} - {r.path for r in done.report.dataset.records} == {record.path}
+    assert "The pictures are not exactly those that the classifier was trained on." in done.notes
 
 
 # The head
