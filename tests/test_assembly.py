@@ -153,7 +153,7 @@ def test_what_stands_above_and_below(subject: Subject) -> None:
         f"Cross-validated on the training pictures: {100 * right / NUM_TRAIN:.1f} % (between "
     )
     assert report.headline[1] == (
-        f"efficientnet-lite0, head 1x1; {NUM_TRAIN} train, {NUM_TEST} test pictures of 3 classes."
+        f"{NUM_TRAIN} training and {NUM_TEST} test pictures of 3 classes. Backbone efficientnet-lite0, layers head 1x1."
     )
     assert [(name, count) for name, count, _ in report.sheet] == [
         (name, sum(each.label == number for each in subject.records["train"])) for number, name in enumerate(SHAPES)
@@ -196,7 +196,7 @@ def test_pictures_that_changed_are_told(flipped: tuple[Path, headstart.Classifie
     write_picture(copy / "train" / "circles" / "new.png", "circles", 40)
     report, _ = build(open_all(classifier, copy), thorough=True)
     assert told in report.headline
-    assert f"{NUM_TRAIN + 1} train, {NUM_TEST - 1} test pictures" in report.headline[-1]
+    assert f"{NUM_TRAIN + 1} training and {NUM_TEST - 1} test pictures" in report.headline[-1]
     assert report.evaluation is not None
     assert len(report.evaluation.labels) == NUM_TEST - 1
 
@@ -207,7 +207,7 @@ def test_nothing_put_aside(tmp_path: Path, warm_cache: Path) -> None:
     report, suspects = build(open_all(classifier, root), thorough=True)
     assert report.evaluation is None
     assert report.figures is None
-    assert report.galleries == ()
+    assert not {"mistakes", "unsure"} & {gallery.key for gallery in report.galleries}
     assert suspects.num_images == 12
     assert report.advice[-1].action == "Put pictures aside for a test"
     assert "Cross-validated" in Reader(render_page(report)).text

@@ -197,7 +197,7 @@ def test_a_wrong_table_is_refused_with_every_bad_row(tmp_path: Path) -> None:
         assert text in str(caught.value)
 
 
-def test_the_gallery_says_it_in_words_and_escapes_names() -> None:
+def test_the_gallery_says_it_in_words() -> None:
     suspects = make_hostile()
     gallery = describe_suspects(suspects)
     assert gallery.decides

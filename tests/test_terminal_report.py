@@ -41,6 +41,27 @@ def test_a_section_is_told_whole() -> None:
     ]
 
 
+def test_a_table_that_is_too_wide_is_turned() -> None:
+    table = Table(("name", "accuracy of it, %", "interval of it"), (("first", "98", "[97] to 99"), ("2", "5", "6")))
+    section = Section("key", "Title", tables=(table,))
+    assert [line.rstrip() for line in draw(render_section(section), width=39).splitlines()[2:]] == [
+        "name               first       2",
+        "accuracy of it, %  98          5",
+        "interval of it     [97] to 99  6",
+        "",
+    ]
+    assert draw(render_section(section), width=60).splitlines()[2].split() == [
+        "name",
+        "accuracy",
+        "of",
+        "it,",
+        "%",
+        "interval",
+        "of",
+        "it",
+    ]
+
+
 def test_the_marked_row_stands_out() -> None:
     table = Table(("name",), (("first",), ("second",)), marked=1)
     drawn = draw(render_section(Section("key", "Title", tables=(table,))), is_terminal=True)
