@@ -32,8 +32,8 @@ LAYERS = [
     "evaluation_files config splits data_check artifact features backbones.weights backbones.network_layers "
     "finetuning.augmentation_picture recipes.vgg16_dense100 "
     "recipes.vgg16_average recipes.inception_v3_mixed7 recipes.inception_v3_average recipes.resnet50_cifar10",
-    "cli_options heads.selection prediction report.content summary terminal terminal_report predictions_output backbones.torch_network finetuning.rows",
-    "heat_tail contact_sheet report.thumbnails insight.learning_curve insight.properties insight.speed insight.suspects review heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
+    "heads.selection prediction report.content summary terminal terminal_report predictions_output backbones.torch_network finetuning.rows",
+    "cli_options heat_tail contact_sheet report.thumbnails insight.learning_curve insight.properties insight.speed insight.suspects review heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
     "preparation backbones.exported backbones.from_file finetuning.cut heads.cached insight.imagenet_distance insight.alignment "
     "insight.neighbours heat_maps insight.forecast insight.mismatch insight.comparison review_terminal report.page",
     "backbones.loading finetuning.model insight.near_copies insight.diagnosis insight.mismatch_section "
@@ -49,9 +49,10 @@ LAYERS = [
     "tuning",
     "recipes.runner",
     "recipes.transfer_gain",
+    "report.galleries report.course",
     "report.assembly",
     "report.writing cli_insight",
-    "cli_torch",
+    "cli_train cli_torch",
     "cli",
 ]
 LEVELS = {name: number for number, names in enumerate(LAYERS) for name in names.split()}

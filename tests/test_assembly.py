@@ -22,7 +22,7 @@ from headstart.errors import DataError
 from headstart.feature_cache import FeatureCache
 from headstart.insight.subject import Subject, open_subject
 from headstart.insight.suspects import Suspects
-from headstart.report import assembly
+from headstart.report import assembly, galleries
 from headstart.report.assembly import (
     Request,
     build_evaluation_report,
@@ -107,7 +107,8 @@ def test_mistakes_are_the_evaluations_with_neighbours_and_heat(subject: Subject)
 
 
 def test_only_so_many_are_explained_but_all_are_shown(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly, "MAX_EXPLAINED", 1)
+    for module in (assembly, galleries):
+        monkeypatch.setattr(module, "MAX_EXPLAINED", 1)
     report, _ = build(subject)
     assert len(get_gallery(report, "mistakes").items) == 1
     assert subject.evaluation is not None

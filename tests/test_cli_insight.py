@@ -25,6 +25,7 @@ from test_report_page import Reader, find_gallery
 from tiny_models import make_tiny_classifier
 
 import headstart
+from headstart.cli_options import read_candidates
 from headstart.insight.suspects import read_suspects
 from headstart.review import read_decisions
 
@@ -312,6 +313,7 @@ def test_the_library_writes_the_same_page_or_none(flipped: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         headstart.write_report("flipped.onnx", "flipped", "page.html", on_progress=stop)
     assert not [path for path in flipped.parent.iterdir() if path.suffix in (".html", ".tmp")]
+    shutil.rmtree("flipped.evaluation")  # the command would take the candidates of the choice from there
     headstart.write_report("flipped.onnx", "flipped", "page.html")
     assert run_command("report", "flipped.onnx", "flipped", "--output", "by-command.html").code == 0
     assert Path("page.html").read_bytes() == Path("by-command.html").read_bytes()
@@ -585,3 +587,14 @@ def test_hostile_names_survive_the_whole_road(work: Path, monkeypatch: pytest.Mo
         assert_harmless(each.out)
         assert_harmless(each.stderr)
     assert len([*Path("heat-maps").iterdir()]) == 19
+
+
+def test_the_report_tells_the_choice_of_layers_of_the_training_and_no_other(work: Path) -> None:
+    assert run_command("train", "shapes", "--output", "chosen.onnx").code == 0
+    scores = read_candidates(headstart.load("chosen.onnx"), Path("chosen.onnx"))
+    assert len(scores) > 5
+    assert run_command("report", "chosen.onnx", "shapes").code == 0
+    assert "Layers and pooling" in read_page("chosen.evaluation/report.html").text
+    assert read_candidates(headstart.load("shapes.onnx"), Path("chosen.onnx")) == ()
+    Path("chosen.evaluation", "evaluation.json").write_text('{"extra": []}')
+    assert read_candidates(headstart.load("chosen.onnx"), Path("chosen.onnx")) == ()

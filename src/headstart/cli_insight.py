@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,7 @@ from headstart.cli_options import (
     check_matplotlib,
     name_after,
     name_evaluation,
+    read_candidates,
     refuse_inputs,
     resolve_source,
     stop,
@@ -447,4 +449,4 @@ def _open(
     options: dict[str, Any] = {"pattern": pattern, "exclude": exclude or (), "follow_links": follow_links}
     with _track() as progress, FeatureCache() as cache:
         subject = open_subject(classifier, resolve_source(source, progress), cache, progress, decisions, **options)
-        yield subject, decisions, progress
+        yield replace(subject, scores=read_candidates(classifier, model)), decisions, progress

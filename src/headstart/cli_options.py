@@ -191,6 +191,23 @@ def refuse_inputs(targets: Sequence[Path], inputs: Sequence[str], option: str) -
     )
 
 
+def read_candidates(classifier: Any, target: Path) -> tuple[Any, ...]:
+    """The candidates of the choice of layers, as `write_evaluation` kept them; none where it was for another file."""
+    import json
+
+    from headstart.graph import PooledLayer
+    from headstart.heads.selection import CandidateScore
+
+    try:
+        extra = json.loads((name_evaluation(target) / "evaluation.json").read_bytes())["extra"]
+        if extra["classifier"]["sha256"] != classifier.sha256:
+            return ()
+        layers = [tuple(PooledLayer(*pair) for pair in each.pop("layers")) for each in extra["candidates"]]
+        return tuple(CandidateScore(each, **rest) for each, rest in zip(layers, extra["candidates"], strict=True))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, or of another hand
+        return ()
+
+
 def write_evaluation(classifier: Any, target: Path, parquet: bool, seconds: float) -> Path:
     """The evaluation of a classifier that was just trained, into the folder beside `target`."""
     import json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,15 +16,12 @@ from headstart.backbone_choice import Trial
 from headstart.contact_sheet import choose_sheet
 from headstart.data_check import DataReport
 from headstart.dataset import ImageRecord
-from headstart.errors import ConfigError, DataError, ImageError
+from headstart.errors import DataError
 from headstart.evaluation import Evaluation
-from headstart.evaluation_plots import describe_confidence, describe_reliability
 from headstart.features import Picture, get_top_layer
 from headstart.finetuning.history import EpochRow, describe_history
 from headstart.heads.cached import compute_probs
 from headstart.heads.linear import LinearHead, describe_layers
-from headstart.heads.selection import CandidateScore
-from headstart.heat_maps import Explainer
 from headstart.insight.advice import ClassError, Findings, advise
 from headstart.insight.diagnosis import describe_learning_curve, diagnose
 from headstart.insight.forecast import Forecast, forecast
@@ -37,18 +34,16 @@ from headstart.insight.near_copies_section import compare_without, describe_near
 from headstart.insight.neighbours import find_neighbours
 from headstart.insight.subject import Subject
 from headstart.insight.suspects import Suspects, describe_suspects, find_suspects
-from headstart.parallel import Progress, count_cpus, map_bounded
+from headstart.parallel import Progress
 from headstart.prediction import Classifier
 from headstart.preparation import compute_fingerprint
-from headstart.report.content import Gallery, GalleryItem, Neighbour, Report, Section, Table
-from headstart.report.page import MISTAKES
+from headstart.report.content import Gallery, Neighbour, Report, Section
+from headstart.report.course import describe_choice, describe_trials, describe_trust
+from headstart.report.galleries import MAX_EXPLAINED, explain_mistakes, list_unsure
 from headstart.splits import get_split_key
 from headstart.stats import format_percent, wilson_interval
 
-MAX_EXPLAINED = 300
-"""Mistakes with heat map and neighbours; a network runs once for each."""
 _NUM_NEIGHBOURS = 4
-_NUM_UNSURE = 60
 _DISTANCE_ROWS = 500
 _MAX_NEAR_COPY_PICTURES = 50_000
 # Pictures x features x classes up to which a learning curve takes about a second.
@@ -135,8 +130,8 @@ def build_evaluation_report(
         evaluation=evaluation,
         figures=figures,
         sheet=tuple(choose_sheet(evaluated, classifier.classes)),
-        galleries=(_explain_mistakes(classifier, evaluation, {}, progress), _list_unsure(evaluation)),
-        sections=(_describe_trust(evaluation, figures),),
+        galleries=(explain_mistakes(classifier, evaluation, {}, progress), list_unsure(evaluation)),
+        sections=(describe_trust(evaluation, figures),),
         details=_list_details(classifier),
     )
 
@@ -169,61 +164,9 @@ def _add_mistakes(answers: _Answers, subject: Subject, progress: Progress) -> No
                 Neighbour(train[index].path, train[index].label, similarity)
                 for index, similarity in zip(indices.tolist(), similarities.tolist(), strict=True)
             )
-    answers.galleries.append(_explain_mistakes(subject.classifier, evaluation, near, progress))
-    answers.galleries.append(_list_unsure(evaluation))
-    answers.sections.append(_describe_trust(evaluation, answers.figures))
-
-
-def _explain_mistakes(
-    classifier: Classifier, evaluation: Evaluation, near: Mapping[str, tuple[Neighbour, ...]], progress: Progress
-) -> Gallery:
-    rows = evaluation.mistakes()[:MAX_EXPLAINED].tolist()
-    items = []
-    explainer = _open_explainer(classifier) if rows else None
-    predicted = evaluation.predicted
-
-    def explain(row: int) -> GalleryItem:
-        item = GalleryItem(evaluation.paths[row], evaluation.sha256[row])
-        item = replace(item, neighbours=near.get(item.sha256, ()))
-        if explainer is None:
-            return item
-        try:
-            heat = explainer.explain(item.path, int(predicted[row]))
-        except ImageError:  # gone or changed since: the page says so in the picture's place
-            return item
-        return replace(item, heat=heat.smoothed, heat_box=heat.box)
-
-    for done, (_, item) in enumerate(map_bounded(explain, rows, count_cpus()), start=1):
-        items.append(item)
-        progress("explaining mistakes", done, len(rows))
-    intro = "The surest first: those most likely to carry a wrong label."
-    if near:
-        intro += " Beside each stand the training pictures that lie nearest to it for the network."
-    return Gallery(MISTAKES, "Misidentified pictures", intro, tuple(items))
-
-
-def _open_explainer(classifier: Classifier) -> Explainer | None:
-    try:
-        return Explainer(classifier.data)
-    except ConfigError:  # a foreign file does not say where its maps are
-        return None
-
-
-def _list_unsure(evaluation: Evaluation) -> Gallery:
-    confidence = evaluation.probs.max(axis=1)
-    right = np.flatnonzero(evaluation.correct)
-    rows = right[np.argsort(confidence[right], kind="stable")][:_NUM_UNSURE].tolist()
-    items = tuple(
-        GalleryItem(
-            evaluation.paths[row],
-            evaluation.sha256[row],
-            int(evaluation.labels[row]),
-            int(evaluation.predicted[row]),
-            float(confidence[row]),
-        )
-        for row in rows
-    )
-    return Gallery("unsure", "Right, but least sure", "The next mistakes will look like these.", items)
+    answers.galleries.append(explain_mistakes(subject.classifier, evaluation, near, progress))
+    answers.galleries.append(list_unsure(evaluation))
+    answers.sections.append(describe_trust(evaluation, answers.figures))
 
 
 def _add_suspects(answers: _Answers, subject: Subject, request: Request) -> None:
@@ -236,67 +179,14 @@ def _add_suspects(answers: _Answers, subject: Subject, request: Request) -> None
 # Sections
 
 
-def _describe_trust(evaluation: Evaluation, figures: Mapping[str, Any]) -> Section:
-    claimed, right = format_percent(figures["mean_confidence"]), format_percent(figures["accuracy"]["value"])
-    error, chance = format_percent(figures["ece"]["value"]), figures["ece_if_calibrated"]
-    text = (
-        f"On average it claims {claimed} % and is right in {right} %. Claims and truth are {error} points apart (the "
-        "calibration error); with probabilities that are exactly right it would be between "
-        f"{format_percent(chance['low'])} and {format_percent(chance['high'])} on as many pictures, by chance."
-    )
-    plots = (describe_reliability(evaluation, dict(figures)), describe_confidence(evaluation))
-    return Section("calibration", "How far to trust a probability", (text,), plots=plots)
-
-
 def _add_course(answers: _Answers, subject: Subject, request: Request) -> None:
     if request.trials:
         answers.sections.append(describe_trials(request.trials))
     if subject.scores:
-        answers.sections.append(_describe_choice(subject))
+        answers.sections.append(describe_choice(subject))
     if request.history:
         plots = describe_history(request.history, best_epoch=request.best_epoch, num_validation=None)
         answers.sections.append(Section("training", "The course of the training", plots=tuple(plots)))
-
-
-def describe_trials(trials: Sequence[Trial]) -> Section:
-    """What became of each backbone."""
-    rows = tuple(
-        (
-            trial.backbone,
-            f"{trial.num_images:,}" if trial.num_images else "",
-            "" if trial.accuracy is None else format_percent(trial.accuracy),
-            "" if trial.log_loss is None else f"{trial.log_loss:.3f}",
-            "" if trial.ms_per_picture is None else f"{trial.ms_per_picture:.1f}",
-            f"{trial.seconds:.1f}",
-            trial.outcome,
-        )
-        for trial in trials
-    )
-    columns = ("Backbone", "Pictures", "Accuracy %", "Log loss", "Ms per picture", "Seconds in all", "Outcome")
-    text = "Tried on growing parts of the training pictures; figures are cross-validated on as many as each saw."
-    return Section("backbones", "Backbones tried", (text,), (Table(columns, rows, (1, 2, 3, 4, 5), marked=0),))
-
-
-def _describe_choice(subject: Subject) -> Section:
-    def tell(score: CandidateScore) -> tuple[str, ...]:
-        return (
-            describe_layers(score.layers),
-            f"{score.num_features:,}",
-            format_percent(score.accuracy),
-            f"{score.log_loss:.3f}",
-            f"{score.num_images:,}",
-            "last round" if score.is_finalist else "first round",
-        )
-
-    scores = subject.scores
-    marked = next((n for n, s in enumerate(scores) if s.is_finalist and s.layers == subject.head.layers), None)
-    columns = ("Layers and pooling", "Features", "Accuracy %", "Log loss", "Pictures", "Reached")
-    text = (
-        f"Chosen from {len(scores)} by cross-validation on the training pictures. The top layer, or else the simplest "
-        "one, stays unless another is better by more than one standard error."
-    )
-    table = Table(columns, tuple(map(tell, scores)), (1, 2, 3, 4), marked)
-    return Section("layers", "Layers and pooling", (text,), (table,))
 
 
 def describe_growth(subject: Subject, request: Request, progress: Progress) -> Section:
