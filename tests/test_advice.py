@@ -64,12 +64,13 @@ def test_commands_can_be_run_as_they_stand() -> None:
 
 def test_what_makes_the_figures_doubtful_comes_first() -> None:
     findings = replace(
-        GOOD, num_suspects=14, num_leaking=30, mismatch="Test pictures are darker.", error=(0.2, 0.18, 0.22)
+        GOOD, num_suspects=14, num_leaking=60, mismatch="Test pictures are darker.", error=(0.2, 0.18, 0.22)
     )
     first, second, third, *_ = list_actions(findings)
     assert first == "Review 14 labels first"
     assert second == "Take copies out of the test pictures"
     assert third == "Train on pictures like those of the test"
+    assert "copies" not in " ".join(list_actions(replace(findings, num_leaking=30)))  # under 1 % of the test pictures
     assert list_actions(replace(GOOD, num_suspects=2, error=(0.004, 0.003, 0.006))) == ["Nothing"]
 
 

@@ -63,7 +63,7 @@ class Findings:
 def advise(findings: Findings) -> tuple[Advice, ...]:
     """What is worth doing, the most urgent first; what makes the figures themselves doubtful comes before all."""
     steps = [*_doubt_figures(findings), *_lower_error(findings)]
-    if findings.error is not None and not findings.num_leaking:
+    if findings.error is not None and not _is_flattered(findings):
         steps += _widen_test(findings, has_other_advice=bool(steps))
     return tuple(steps) or (_say_nothing(findings),)
 
@@ -77,7 +77,7 @@ def _doubt_figures(findings: Findings) -> Iterator[Advice]:
             "Wrong labels teach the classifier mistakes, and count its right answers as wrong.",
             f"headstart review {findings.model}",
         )
-    if findings.num_leaking:
+    if _is_flattered(findings):
         yield Advice(
             "Take copies out of the test pictures",
             f"{findings.num_leaking:,} of {findings.num_test:,} test pictures have a near-copy among the training "
@@ -168,6 +168,11 @@ def _widen_test(findings: Findings, has_other_advice: bool) -> Iterator[Advice]:
         f"{format_percent(findings.difference)}. About {needed:,} test pictures would show it; there are "
         f"{findings.num_test:,}.",
     )
+
+
+def _is_flattered(findings: Findings) -> bool:
+    """Copies that cannot move the accuracy by what matters are told in their section, and need nothing done."""
+    return findings.num_leaking > findings.difference * findings.num_test
 
 
 def _is_far(findings: Findings) -> bool:
