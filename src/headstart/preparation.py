@@ -1,4 +1,5 @@
-"""What comes before any network: pictures hashed, labelled as a review decided, without copies, and divided."""
+"""From a scanned source to what a head is fitted on: pictures hashed, labelled as a review decided, without copies,
+divided, their features cached."""
 
 from __future__ import annotations
 
@@ -8,9 +9,18 @@ from dataclasses import fields, replace
 
 from headstart.artifact import ArtifactMetadata
 from headstart.config import TrainSettings
-from headstart.data_check import hash_images, resolve_duplicates
+from headstart.data_check import (
+    DataReport,
+    check_classes,
+    check_pictures,
+    hash_images,
+    leave_out,
+    resolve_duplicates,
+)
 from headstart.dataset import ImageDataset
 from headstart.errors import ConfigError
+from headstart.feature_cache import FeatureCache
+from headstart.features import Extraction, Extractor, Picture, extract_features
 from headstart.parallel import Progress, count_cpus
 from headstart.review import Decision, apply_decisions
 from headstart.splits import split_dataset
@@ -26,6 +36,24 @@ def prepare_dataset(
     if decisions:
         dataset = apply_decisions(dataset, decisions)
     return split_dataset(resolve_duplicates(dataset), test_frac=settings.test_frac, seed=settings.seed)
+
+
+def extract_dataset(
+    dataset: ImageDataset, extractor: Extractor, cache: FeatureCache, progress: Progress
+) -> tuple[DataReport, Extraction]:
+    """See that the cache holds the features of all that decodes, and say what is wrong with the data.
+
+    Raises DataError for a class that is left with too few pictures.
+    """
+    pictures = [Picture(record.sha256, record.path) for record in dataset.records]
+    extraction = extract_features(
+        pictures, extractor, cache, lambda done, total: progress("extracting features", done, total)
+    )
+    dataset = leave_out(dataset, extraction.failures)
+    warnings = check_classes(dataset)
+    spec = extractor.backbone.preprocess
+    report = check_pictures(dataset, extraction.facts, spec.crop_frac, spec.input_size_px)
+    return replace(report, problems=(*warnings, *report.problems)), extraction
 
 
 def read_settings(metadata: ArtifactMetadata) -> TrainSettings:

@@ -21,8 +21,6 @@ from headstart.config import FitSettings, TrainSettings, make_settings
 from headstart.data_check import (
     DataReport,
     check_classes,
-    check_pictures,
-    leave_out,
 )
 from headstart.dataset import ImageDataset, scan_dataset
 from headstart.decode import DECODER_VERSION
@@ -32,8 +30,6 @@ from headstart.feature_cache import FeatureCache
 from headstart.features import (
     Extractor,
     FeatureLayout,
-    Picture,
-    extract_features,
 )
 from headstart.heads.cached import evaluate_head, fit_head, fit_head_familiarity, make_evaluation, make_layout
 from headstart.heads.linear import LinearHead, build_classifier
@@ -41,7 +37,7 @@ from headstart.heads.selection import Selection
 from headstart.onnx_rules import MAX_TENSOR_VALUES
 from headstart.parallel import Progress
 from headstart.prediction import Classifier
-from headstart.preparation import compute_fingerprint, prepare_dataset, stand_in_linear
+from headstart.preparation import compute_fingerprint, extract_dataset, prepare_dataset, stand_in_linear
 from headstart.review import Decision
 
 if TYPE_CHECKING:
@@ -127,15 +123,8 @@ def train(
     if chosen.head == "dense":
         _check_dense(chosen, extractor.layout, len(dataset.classes))
     with FeatureCache() as cache:
-        pictures = [Picture(record.sha256, record.path) for record in dataset.records]
-        extraction = extract_features(
-            pictures, extractor, cache, lambda done, total: progress("extracting features", done, total)
-        )
-        dataset = leave_out(dataset, extraction.failures)
-        warnings = check_classes(dataset)
-        spec = extractor.backbone.preprocess
-        report = check_pictures(dataset, extraction.facts, spec.crop_frac, spec.input_size_px)
-        report = replace(report, problems=(*warnings, *report.problems))
+        report, extraction = extract_dataset(dataset, extractor, cache, progress)
+        dataset = report.dataset
         parts = {name: [record for record in dataset.records if record.split == name] for name in _SPLITS}
         selection, trained = None, None
         if chosen.head == "dense":

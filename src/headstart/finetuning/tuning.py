@@ -20,7 +20,7 @@ from headstart.backbones.loading import load_backbone
 from headstart.backbones.onnx_export import export_backbone
 from headstart.backbones.torch_network import TorchNetwork, load_network
 from headstart.config import FitSettings, TrainSettings, make_fit_settings
-from headstart.data_check import DataReport, check_classes, leave_out
+from headstart.data_check import check_classes
 from headstart.dataset import ImageDataset, ImageRecord
 from headstart.errors import ConfigError
 from headstart.evaluation import Evaluation
@@ -45,7 +45,7 @@ from headstart.heads.from_file import Head, read_head
 from headstart.parallel import Progress
 from headstart.pictures import load_picture
 from headstart.prediction import Classifier
-from headstart.preparation import compute_fingerprint, prepare_dataset, read_settings
+from headstart.preparation import compute_fingerprint, extract_dataset, prepare_dataset, read_settings
 from headstart.review import Decision
 
 _FLIP_PICTURES = 300
@@ -67,12 +67,8 @@ def tune(
     backbone = _load_backbone(train_settings, frozen.metadata)
     with FeatureCache() as cache, ExitStack() as stack:
         extractor = Extractor(backbone, layout=make_layout(backbone, train_settings))
-        pictures = [Picture(record.sha256, record.path) for record in dataset.records]
-        extraction = extract_features(
-            pictures, extractor, cache, lambda done, total: progress("extracting features", done, total)
-        )
-        dataset = leave_out(dataset, extraction.failures)
-        check_classes(dataset)
+        report, extraction = extract_dataset(dataset, extractor, cache, progress)
+        dataset = report.dataset
         train, validation, held_out = _divide(dataset.records, frozen.metadata, settings)
         fit = choose_fit_settings(len(train), frozen.metadata, settings)
         own_head = read_head(frozen.metadata, frozen.data)
@@ -115,7 +111,7 @@ def tune(
             return evaluate_head(head, part, dataset.classes, runner, cache)
 
         record = TuningRecord(
-            report=DataReport(dataset),
+            report=report,
             comparison=compare(
                 evaluate(start, extractor, validation), evaluate(tuned_head, tuned_extractor, validation)
             ),

@@ -12,7 +12,7 @@ from headstart.backbones.catalog import Backbone
 from headstart.backbones.from_file import read_backbone
 from headstart.backbones.loading import load_backbone
 from headstart.config import TrainSettings
-from headstart.data_check import DataReport, check_classes, check_pictures, leave_out
+from headstart.data_check import DataReport
 from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
 from headstart.decode import ImageFacts
 from headstart.errors import HeadstartError
@@ -26,7 +26,7 @@ from headstart.heads.linear import LinearHead
 from headstart.heads.selection import CandidateScore
 from headstart.parallel import Progress
 from headstart.prediction import Classifier, match_classes
-from headstart.preparation import prepare_dataset, read_settings, stand_in_linear
+from headstart.preparation import extract_dataset, prepare_dataset, read_settings, stand_in_linear
 from headstart.review import Decision
 
 SPLITS = ("train", "validation", "test")
@@ -98,16 +98,8 @@ def open_subject(
     dataset = prepare_dataset(scan_dataset(source, **options), settings, progress, decisions)
     dataset = _number_classes(dataset, classifier.classes)
     extractor = _open_extractor(classifier, settings)
-    pictures = [Picture(record.sha256, record.path) for record in dataset.records]
-    extraction = extract_features(
-        pictures, extractor, cache, lambda done, total: progress("extracting features", done, total)
-    )
-    dataset = leave_out(dataset, extraction.failures)
-    warnings = check_classes(dataset)
-    spec = extractor.backbone.preprocess
-    data = check_pictures(dataset, extraction.facts, spec.crop_frac, spec.input_size_px)
-    data = replace(data, problems=(*warnings, *data.problems))
-    records = {name: [record for record in dataset.records if record.split == name] for name in SPLITS}
+    data, extraction = extract_dataset(dataset, extractor, cache, progress)
+    records = {name: [record for record in data.dataset.records if record.split == name] for name in SPLITS}
     head = read_head(classifier.metadata, classifier.data)
     held_out = records["test"] or records["validation"]
     progress("evaluating", 0, 0)
