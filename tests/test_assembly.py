@@ -117,6 +117,17 @@ def test_only_so_many_are_explained_but_all_are_shown(subject: Subject, monkeypa
     assert ["heat" in item for item in shown] == [True] + [False] * (len(shown) - 1)
 
 
+def test_of_very_many_pictures_a_share_is_searched(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "_MAX_HELD", 9)
+    report, _ = build(subject)
+    assert NUM_TRAIN == 27
+    searched = {record.path for record in subject.records["train"][::3]}
+    near = [each.path for item in get_gallery(report, "mistakes").items for each in item.neighbours]
+    assert near
+    assert set(near) <= searched
+    assert sum(len(items) for _, _, items in report.sheet) == NUM_TRAIN
+
+
 def test_the_least_sure_are_right_ones(subject: Subject) -> None:
     report, _ = build(subject)
     evaluation = subject.evaluation

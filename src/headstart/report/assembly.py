@@ -45,6 +45,9 @@ from headstart.stats import format_percent, wilson_interval
 
 _NUM_NEIGHBOURS = 4
 _DISTANCE_ROWS = 500
+# Training pictures whose features are held at a time, 50 MB: of more, neighbours are sought among an even share, and
+# the contact sheet is drawn without features.
+_MAX_HELD = 10_000
 _MAX_NEAR_COPY_PICTURES = 50_000
 # Pictures x features x classes up to which a learning curve takes about a second.
 _QUICK_CURVE = 2e7
@@ -107,7 +110,9 @@ def build_report(subject: Subject, request: Request, progress: Progress) -> tupl
         evaluation=subject.evaluation,
         figures=figures,
         headline=_say_headline(subject),
-        sheet=tuple(choose_sheet(train, classes, features=subject.read_top(train))),
+        sheet=tuple(
+            choose_sheet(train, classes, features=subject.read_top(train) if len(train) <= _MAX_HELD else None)
+        ),
         advice=advise(_collect_findings(answers, subject, request)),
         galleries=tuple(answers.galleries),
         sections=tuple(answers.sections),
@@ -154,6 +159,7 @@ def _add_mistakes(answers: _Answers, subject: Subject, progress: Progress) -> No
     if subject.evaluation is None or answers.figures is None:
         return
     evaluation, train = subject.evaluation, subject.records["train"]
+    train = train[:: max(1, -(-len(train) // _MAX_HELD))]
     rows = evaluation.mistakes()[:MAX_EXPLAINED]
     near: dict[str, tuple[Neighbour, ...]] = {}
     if len(rows):
