@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 from drawn_pictures import write_shapes
 
@@ -14,6 +15,10 @@ import headstart
 from headstart.backbones.catalog import Backbone
 from headstart.backbones.loading import load_backbone
 from headstart.features import Extractor
+
+# The same examples every time, however slow the machine: what lands does not depend on luck.
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("suite")
 
 SHARED_DATA = Path(os.environ.get("HEADSTART_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
