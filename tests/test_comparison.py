@@ -189,6 +189,16 @@ def test_the_section_tells_all() -> None:
     assert not describe_comparison(comparison).plots
 
 
+def test_times_that_cannot_be_told_apart_are_one() -> None:
+    a, b = make_correct(30, 8, 150, 12)
+    comparison = compare_evaluations({"right": make_evaluation(a), "wrong": make_evaluation(b)})
+    near = {"right": make_speed(10.5, 5), "wrong": make_speed(10, 5)}  # 9.45 to 11.55 and 9 to 11
+    assert "fastest first: right." in describe_comparison(comparison, near).paragraphs[-1]
+    assert describe_comparison(comparison, near).plots[0].lines[0].x == (10.5,)
+    far = {"right": make_speed(20, 5), "wrong": make_speed(10, 5)}
+    assert "fastest first: wrong, right." in describe_comparison(comparison, far).paragraphs[-1]
+
+
 def test_the_front_holds_what_nothing_beats() -> None:
     rng = np.random.default_rng(2)
     costs = {str(k): float(rng.integers(1, 12)) for k in range(40)}

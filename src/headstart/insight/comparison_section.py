@@ -35,8 +35,8 @@ def describe_comparison(comparison: Comparison, speeds: Mapping[str, Speed] | No
         times = {name: speed.ms_per_picture for name, speed in speeds.items()}
         sizes = {name: speed.size_bytes / 1e6 for name, speed in speeds.items()}
         plots = (
-            _plot_front(comparison, "Accuracy against time", "Milliseconds per picture", times),
-            _plot_front(comparison, "Accuracy against size", "Size of the file in MB", sizes),
+            _plot_front(comparison, "Accuracy against time", "Milliseconds per picture", times, _level_times(speeds)),
+            _plot_front(comparison, "Accuracy against size", "Size of the file in MB", sizes, sizes),
         )
     tables = (
         _tabulate_models(comparison),
@@ -89,19 +89,30 @@ def _round(number: int) -> str:
 
 
 def _say_front(comparison: Comparison, speeds: Mapping[str, Speed]) -> str:
-    front = find_front({name: speed.ms_per_picture for name, speed in speeds.items()}, _map_accuracy(comparison))
+    front = find_front(_level_times(speeds), _map_accuracy(comparison))
     threads = max(speed.num_threads for speed in speeds.values())
     text = f"Best trade-offs between time and accuracy, the fastest first: {', '.join(front)}."
     return f"{text} Times are medians of single pictures on {threads} thread{'s' * (threads > 1)}, decoding included."
+
+
+def _level_times(speeds: Mapping[str, Speed]) -> dict[str, float]:
+    """Milliseconds a picture, where those whose intervals overlap count as one time: the fastest of them."""
+    return {
+        name: min(other.ms_per_picture for other in speeds.values() if other.high_ms >= speed.low_ms)
+        for name, speed in speeds.items()
+    }
 
 
 def _map_accuracy(comparison: Comparison) -> dict[str, float]:
     return {model.name: model.accuracy for model in comparison.models}
 
 
-def _plot_front(comparison: Comparison, title: str, x_label: str, costs: Mapping[str, float]) -> Plot:
+def _plot_front(
+    comparison: Comparison, title: str, x_label: str, costs: Mapping[str, float], judged: Mapping[str, float]
+) -> Plot:
+    """`judged` are the costs that the front is found by, `costs` those that are drawn."""
     accuracies = _map_accuracy(comparison)
-    front = find_front(costs, accuracies)
+    front = sorted(find_front(judged, accuracies), key=lambda name: costs[name])
     points = Line(
         "models", tuple(costs[name] for name in accuracies), tuple(accuracies.values()), style="points",
         texts=tuple(accuracies),
