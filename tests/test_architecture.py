@@ -49,7 +49,7 @@ LAYERS = [
     "tuning",
     "recipes.runner",
     "recipes.transfer_gain",
-    "report.galleries report.course",
+    "report.galleries report.course cli_review",
     "report.assembly",
     "report.writing cli_insight",
     "cli_train cli_torch",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headstart import __version__, cli_insight, cli_torch, cli_train
+from headstart import __version__, cli_insight, cli_review, cli_torch, cli_train
 from headstart._files import show_path
 from headstart.backbones.catalog import DEFAULT_BACKBONE
 from headstart.cli_options import (
@@ -51,7 +51,7 @@ for command in (
     cli_insight.compare,
     cli_insight.learning_curve,
     cli_insight.explain,
-    cli_insight.review,
+    cli_review.review,
 ):
     app.command()(command)
 

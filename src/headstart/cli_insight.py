@@ -31,6 +31,7 @@ from headstart.cli_options import (
     resolve_source,
     stop,
 )
+from headstart.cli_review import SUSPECTS, find_suspects_file
 from headstart.errors import ConfigError, DataError, ImageError, raise_all
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from headstart.report.content import Advice
     from headstart.review import Decision
 
-SUSPECTS = "suspects.csv"
 _TIMED_PICTURES = 100
 _MAX_STEM_BYTES = 200
 TargetOption = Annotated[
@@ -96,54 +96,6 @@ def write_evaluation_report(
     write_atomic(folder / "report.html", page.encode())
 
 
-def review(
-    model: ModelArgument,
-    suspects: Annotated[
-        Path | None, typer.Option(help="Labels to decide on. Default: those that train and report list.")
-    ] = None,
-    decisions: Annotated[
-        Path | None, typer.Option("--import", help="Take over decisions.csv, as the report page saves it.")
-    ] = None,
-    take_back: Annotated[bool, typer.Option("--undo", help="Take back the last decision.")] = False,
-    list_all: Annotated[bool, typer.Option("--list", help="List the decisions that hold.")] = False,
-) -> None:
-    """Decide on labels that look wrong. No picture is touched.
-
-    Decisions are kept in MODEL.review.jsonl and count at the next training that writes MODEL.
-    """
-    from headstart.insight.suspects import read_suspects
-    from headstart.prediction import load
-    from headstart.review import append_decisions, find_journal, import_decisions, read_decisions, undo
-    from headstart.review_terminal import review_suspects
-    from headstart.terminal import make_console, print_parts, render_problems
-
-    journal = find_journal(model)
-    classes = load(model).classes
-    known = read_decisions(journal)
-    console = make_console()
-    print_parts(console, render_problems(known.problems))
-    if list_all:
-        for each in known.decisions:
-            new = f" {show_path(each.new_label)}" if each.new_label else ""
-            print(f"{each.time}  {each.decision}{new}  {show_path(each.path)} (labelled {show_path(each.label)})")
-        return
-    if take_back:
-        taken = undo(journal)
-        print(f"Taken back: {taken.decision}, {show_path(taken.path)}")
-        return
-    if decisions is not None:
-        imported = import_decisions(decisions, classes)
-        append_decisions(journal, imported)
-        print(f"{len(imported):,} decisions. They count at the next training that writes {show_path(model.name)}.")
-        return
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a class may be named by bytes that are no text
-    listed = read_suspects(suspects or _find_suspects(model), classes)
-    counts = review_suspects(listed, classes, journal, iter(sys.stdin.readline, ""), console)
-    said = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no decision"
-    print(f"{said}. Decisions are in {show_path(str(journal))}, and count at the next training.")
-
-
 def report(
     model: ModelArgument,
     source: SourceArgument,
@@ -191,7 +143,7 @@ def report(
     write_atomic(target, page.encode())
     written = [target]
     if suspects is not None and output is None:
-        written.append(_find_suspects(model))
+        written.append(find_suspects_file(model))
         write_atomic(written[-1], suspects_to_csv(suspects))
     if png is not None:
         from headstart.plot_figure import save_png
@@ -386,12 +338,6 @@ def _read_history(model: Path) -> Sequence[Any]:
 
     file = model.with_suffix(".training") / "history.csv"
     return read_history(file) if file.is_file() else ()
-
-
-def _find_suspects(model: Path) -> Path:
-    """Where suspects are listed: in the folder of the evaluation, or beside the classifier where there is none."""
-    folder = name_evaluation(model)
-    return folder / SUSPECTS if folder.is_dir() else model.with_suffix(f".{SUSPECTS}")
 
 
 def _check_page(target: Path) -> None:
