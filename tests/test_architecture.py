@@ -51,7 +51,8 @@ LAYERS = [
     "recipes.transfer_gain",
     "report.galleries report.course cli_review",
     "report.assembly",
-    "report.writing cli_insight",
+    "report.writing",
+    "cli_insight",
     "cli_train cli_torch",
     "cli",
 ]

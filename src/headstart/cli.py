@@ -25,6 +25,7 @@ from headstart.cli_options import (
     check_folder_of,
     check_pyarrow,
     resolve_source,
+    scan_hashed,
     stop,
 )
 from headstart.errors import ConfigError, HeadstartError
@@ -194,10 +195,9 @@ def evaluate(
     """Measure a classifier on labelled pictures: one row per picture, every figure with its interval."""
     from dataclasses import replace
 
-    from headstart.data_check import DataReport, hash_images
-    from headstart.dataset import Problem, scan_dataset
+    from headstart.data_check import DataReport
+    from headstart.dataset import Problem
     from headstart.evaluation_files import save_evaluation
-    from headstart.parallel import count_cpus
     from headstart.prediction import load
     from headstart.summary import render_summary
     from headstart.terminal import make_console, print_parts, render_problems, track_progress
@@ -207,14 +207,8 @@ def evaluate(
     classifier = load(model, allow_unsigned=allow_unsigned)
     try:
         with track_progress(make_console(stderr=True)) as progress:
-            dataset = scan_dataset(
-                resolve_source(source, progress), pattern=pattern, exclude=exclude or (), follow_links=follow_links
-            )
-            dataset = hash_images(
-                dataset,
-                num_threads=count_cpus(),
-                on_progress=lambda done, total: progress("reading files", done, total),
-            )
+            options = {"pattern": pattern, "exclude": exclude or (), "follow_links": follow_links}
+            dataset = scan_hashed(resolve_source(source, progress), options, progress)
             evaluation, failures = classifier.evaluate_dataset(
                 dataset, split, lambda done, total: progress("predicting", done, total)
             )

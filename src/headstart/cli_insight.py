@@ -29,6 +29,7 @@ from headstart.cli_options import (
     read_candidates,
     refuse_inputs,
     resolve_source,
+    scan_hashed,
     stop,
 )
 from headstart.cli_review import SUSPECTS, find_suspects_file
@@ -36,7 +37,6 @@ from headstart.errors import ConfigError, DataError, ImageError, raise_all
 
 if TYPE_CHECKING:
     from headstart.data_check import DataReport
-    from headstart.dataset import ImageDataset
     from headstart.evaluation import Evaluation
     from headstart.insight.subject import Subject
     from headstart.parallel import Progress
@@ -51,7 +51,7 @@ TargetOption = Annotated[
 ]
 
 
-def write_report(
+def write_training_report(
     classifier: Classifier, target: Path, source: str, decisions: Sequence[Decision], progress: Progress
 ) -> tuple[Advice, ...]:
     """The report of a classifier that was just trained, and suspects.csv, into the folder beside `target`."""
@@ -59,7 +59,7 @@ def write_report(
     from headstart.insight.subject import open_trained
     from headstart.insight.suspects import suspects_to_csv
     from headstart.report.assembly import Request, build_report
-    from headstart.report.page import render_page
+    from headstart.report.writing import write_page
     from headstart.review import find_settled
 
     folder = name_evaluation(target)
@@ -76,9 +76,8 @@ def write_report(
         settled=find_settled(decisions),
     )
     with FeatureCache() as cache:
-        content, suspects = build_report(open_trained(classifier, cache), request, progress)
-    page = render_page(content, on_progress=lambda done, total: progress("embedding pictures", done, total))
-    write_atomic(folder / "report.html", page.encode())
+        content, suspects = build_report(open_trained(classifier, cache, progress), request, progress)
+    write_page(folder / "report.html", content, progress)
     if suspects is not None:
         write_atomic(folder / SUSPECTS, suspects_to_csv(suspects))
     return content.advice
@@ -88,12 +87,11 @@ def write_evaluation_report(
     classifier: Classifier, evaluation: Evaluation, data: DataReport, title: str, folder: Path
 ) -> None:
     from headstart.report.assembly import build_evaluation_report
-    from headstart.report.page import render_page
+    from headstart.report.writing import write_page
 
     with _track() as progress:
         content = build_evaluation_report(classifier, evaluation, data, title, progress)
-        page = render_page(content, on_progress=lambda done, total: progress("embedding pictures", done, total))
-    write_atomic(folder / "report.html", page.encode())
+        write_page(folder / "report.html", content, progress)
 
 
 def report(
@@ -113,7 +111,7 @@ def report(
     """
     from headstart.insight.suspects import suspects_to_csv
     from headstart.report.assembly import Request, build_report
-    from headstart.report.page import render_page
+    from headstart.report.writing import write_page
     from headstart.review import find_settled
     from headstart.terminal import make_console, print_parts
     from headstart.terminal_report import render_advice
@@ -139,8 +137,7 @@ def report(
             settled=find_settled(decisions),
         )
         content, suspects = build_report(subject, request, progress)
-        page = render_page(content, on_progress=lambda done, total: progress("embedding pictures", done, total))
-    write_atomic(target, page.encode())
+        write_page(target, content, progress)
     written = [target]
     if suspects is not None and output is None:
         written.append(find_suspects_file(model))
@@ -170,7 +167,7 @@ def show(
     from headstart.dataset import scan_dataset
     from headstart.parallel import count_cpus
     from headstart.report.assembly import build_sheet_report
-    from headstart.report.page import render_page
+    from headstart.report.writing import write_page
 
     target = output or Path(f"{name_after(source)}.html")
     _check_page(target)
@@ -182,10 +179,7 @@ def show(
         data = check_dataset(
             dataset, entry.crop_frac, entry.input_size_px, num_threads=count_cpus(), on_progress=progress
         )
-        page = render_page(
-            build_sheet_report(data), on_progress=lambda done, total: progress("embedding pictures", done, total)
-        )
-    write_atomic(target, page.encode())
+        write_page(target, build_sheet_report(data), progress)
     print(f"Wrote {show_path(str(target))}")
 
 
@@ -256,7 +250,7 @@ def compare(
         resolved = resolve_source(source, progress)
         classifiers: dict[str, Any] = _load_all(files, allow_unsigned)
         evaluations: dict[str, Evaluation] = {}
-        dataset = _scan(resolved, options, progress) if classifiers else None
+        dataset = scan_hashed(resolved, options, progress) if classifiers else None
         for name, classifier in classifiers.items():
             evaluations[name], failures = classifier.evaluate_dataset(
                 dataset, split, lambda done, total, name=name: progress(f"predicting with {name}", done, total)
@@ -366,18 +360,6 @@ def _train_one(
     if record.evaluation is None:
         raise DataError("No picture was put aside for a test, so there is nothing to compare by.")
     return classifier, record.evaluation
-
-
-def _scan(source: str, options: dict[str, Any], progress: Progress) -> ImageDataset:
-    from headstart.data_check import hash_images
-    from headstart.dataset import scan_dataset
-    from headstart.parallel import count_cpus
-
-    return hash_images(
-        scan_dataset(source, **options),
-        num_threads=count_cpus(),
-        on_progress=lambda done, total: progress("reading files", done, total),
-    )
 
 
 @contextmanager

@@ -11,13 +11,17 @@ from collections.abc import Callable, Sequence
 from datetime import UTC
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headstart import __version__
 from headstart._files import show_path, write_atomic
 from headstart.errors import ConfigError, HeadstartError, MissingDependencyError, raise_all
+
+if TYPE_CHECKING:
+    from headstart.dataset import ImageDataset
+    from headstart.parallel import Progress
 
 SourceArgument = Annotated[
     str,
@@ -81,13 +85,26 @@ def with_fit_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def resolve_source(source: str, progress: Callable[[str, int, int], None]) -> str:
+def resolve_source(source: str, progress: Progress) -> str:
     """The folder of a public collection, fetched where it is not here yet; any other source as it is."""
     from headstart.public_datasets import PUBLIC_DATASETS, fetch_public_dataset
 
     if source not in PUBLIC_DATASETS or os.path.lexists(source):
         return source
     return str(fetch_public_dataset(source, lambda done, total: progress("laying out pictures", done, total)))
+
+
+def scan_hashed(source: str, options: dict[str, Any], progress: Progress) -> ImageDataset:
+    """The pictures of a source with the SHA-256 of each; `options` are those of `scan_dataset`."""
+    from headstart.data_check import hash_images
+    from headstart.dataset import scan_dataset
+    from headstart.parallel import count_cpus
+
+    return hash_images(
+        scan_dataset(source, **options),
+        num_threads=count_cpus(),
+        on_progress=lambda done, total: progress("reading files", done, total),
+    )
 
 
 def parse_numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import typer
 
 from headstart._files import show_path
 from headstart.backbones.catalog import DEFAULT_BACKBONE
-from headstart.cli_insight import write_report
+from headstart.cli_insight import write_training_report
 from headstart.cli_options import (
     ExcludeOption,
     LinksOption,
@@ -99,7 +99,7 @@ def finetune(
             written = [target, folder]
             if record.evaluation is not None:
                 written.append(write_evaluation(classifier, target, parquet, time.monotonic() - began))
-                advice = write_report(classifier, target, source, decisions, progress)
+                advice = write_training_report(classifier, target, source, decisions, progress)
     except KeyboardInterrupt:
         raise stop(f"Checkpoints are in {show_path(str(folder))}; the same command continues.") from None
     console = make_console()

@@ -10,7 +10,7 @@ import typer
 
 from headstart._files import show_path
 from headstart.backbones.catalog import DEFAULT_BACKBONE
-from headstart.cli_insight import write_report
+from headstart.cli_insight import write_training_report
 from headstart.cli_options import (
     ExcludeOption,
     LinksOption,
@@ -137,7 +137,7 @@ def train(
             written = [target]
             if record.evaluation is not None:
                 written.append(write_evaluation(classifier, target, parquet, time.monotonic() - began))
-                advice = write_report(classifier, target, source, journal.decisions, progress)
+                advice = write_training_report(classifier, target, source, journal.decisions, progress)
     except KeyboardInterrupt:
         raise stop("The features computed so far are kept; the same command continues.") from None
     console = make_console()

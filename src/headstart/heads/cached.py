@@ -55,6 +55,13 @@ def make_layout(backbone: Backbone, settings: TrainSettings) -> FeatureLayout:
     return layout
 
 
+def compute_class_weights(labels: np.ndarray, num_classes: int, settings: TrainSettings) -> np.ndarray | None:
+    """float64 (K,) with which every class weighs the same; None where pictures are to weigh the same."""
+    if settings.class_weights != "balanced":
+        return None
+    return np.asarray(len(labels) / (num_classes * np.bincount(labels, minlength=num_classes)))
+
+
 def fit_head(
     records: Sequence[ImageRecord],
     num_classes: int,
@@ -77,7 +84,6 @@ def fit_head(
     smallest = min(map(len, groups))
     if smallest < 2:
         raise DataError(_say_few_groups(records, keys, num_classes))
-    counts = np.bincount(labels, minlength=num_classes)
     num_folds = min(settings.num_folds, smallest)
     num_repeats = max(1, min(_MAX_REPEATS, _ENOUGH_OUT_OF_FOLD // len(labels)))
     if candidates is None and settings.layers == "top":
@@ -97,7 +103,7 @@ def fit_head(
     )
     penalties = None if settings.penalty == "auto" else (float(settings.penalty),)
     options: dict[str, Any] = {
-        "class_weights": len(labels) / (num_classes * counts) if settings.class_weights == "balanced" else None,
+        "class_weights": compute_class_weights(labels, num_classes, settings),
         "rng": np.random.default_rng(settings.seed),
         "on_progress": progress,
     }

@@ -119,14 +119,19 @@ def open_subject(
     )
 
 
-def open_trained(classifier: Classifier, cache: FeatureCache) -> Subject:
-    """The same for a classifier that was trained in this process: nothing is computed again."""
+def open_trained(
+    classifier: Classifier, cache: FeatureCache, progress: Progress = lambda stage, done, total: None
+) -> Subject:
+    """The same for a classifier that was trained in this process: nothing is computed again, but that a fine-tuned
+    network sees the pictures that only the one before it has seen."""
     record: Any = classifier.training
     settings, dataset = record.settings, record.report.dataset
     extractor = _open_extractor(classifier, settings)
     records = {name: [each for each in dataset.records if each.split == name] for name in SPLITS}
     pictures = [Picture(each.sha256, each.path) for each in dataset.records]
-    extraction = extract_features(pictures, extractor, cache)
+    extraction = extract_features(
+        pictures, extractor, cache, lambda done, total: progress("extracting features", done, total)
+    )
     selection = getattr(record, "selection", None)
     out_of_fold = None if is_tuned(classifier) else getattr(record, "out_of_fold", None)
     return Subject(

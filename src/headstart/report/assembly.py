@@ -20,7 +20,7 @@ from headstart.errors import DataError
 from headstart.evaluation import Evaluation
 from headstart.features import Picture, get_top_layer
 from headstart.finetuning.history import EpochRow, describe_history
-from headstart.heads.cached import compute_probs
+from headstart.heads.cached import compute_class_weights, compute_probs
 from headstart.heads.linear import LinearHead, describe_layers
 from headstart.insight.advice import ClassError, Findings, advise
 from headstart.insight.diagnosis import describe_learning_curve, diagnose
@@ -221,8 +221,6 @@ def _add_learning_curve(answers: _Answers, subject: Subject, request: Request, p
     train = subject.records["train"]
     labels = np.array([record.label for record in train], np.int64)
     num_classes = len(subject.classifier.classes)
-    counts = np.bincount(labels, minlength=num_classes)
-    is_balanced = subject.settings.class_weights == "balanced"
     layout = subject.extractor.layout
     try:
         answers.curve = compute_learning_curve(
@@ -232,7 +230,7 @@ def _add_learning_curve(answers: _Answers, subject: Subject, request: Request, p
             num_classes,
             penalty=subject.head.penalty,
             block_sizes=[layout.count_features(pooled) for pooled in subject.head.layers],
-            class_weights=len(labels) / (num_classes * counts) if is_balanced else None,
+            class_weights=compute_class_weights(labels, num_classes, subject.settings),
             rng=np.random.default_rng(subject.settings.seed),
             on_progress=lambda done, total: progress("drawing the learning curve", done, total),
         )

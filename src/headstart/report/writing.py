@@ -12,7 +12,14 @@ from headstart.insight.subject import open_subject
 from headstart.parallel import Progress
 from headstart.prediction import Classifier, load
 from headstart.report.assembly import Request, build_report
+from headstart.report.content import Report
 from headstart.report.page import render_page
+
+
+def write_page(path: str | os.PathLike[str], report: Report, progress: Progress) -> None:
+    """Write the page of a report, whole or not at all."""
+    page = render_page(report, on_progress=lambda done, total: progress("embedding pictures", done, total))
+    write_atomic(path, page.encode())
 
 
 def write_report(
@@ -35,5 +42,4 @@ def write_report(
         subject = open_subject(classifier, source, cache, progress, **options)
         request = Request(name, str(source), thorough=True, target_accuracy=target_accuracy)
         content, _ = build_report(subject, request, progress)
-        page = render_page(content, on_progress=lambda done, total: progress("embedding pictures", done, total))
-    write_atomic(path, page.encode())
+    write_page(path, content, progress)
