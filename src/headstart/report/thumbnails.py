@@ -26,8 +26,10 @@ _BYTES_PER_PIXEL, _LOSSLESS_BYTES_PER_PIXEL = 0.2, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A picture file in `data`, `width_px` x `height_px`: WebP where `is_exact` says that these are the file's own pixels,
-    all of them, else JPEG. A picture that cannot be shown has `data` b"" and the reason in `problem`.
+    """A picture file in `data`, `width_px` x `height_px`.
+
+    It is WebP where these are the file's own pixels, all of them (`is_exact`), else JPEG. A picture that cannot be shown
+    has `data` b"" and the reason in `problem`.
     """
 
     data: bytes
