@@ -28,7 +28,8 @@ _BYTES_PER_PIXEL, _LOSSLESS_BYTES_PER_PIXEL = 0.2, 2.0
 class Thumbnail:
     """A picture file in `data`, `width_px` x `height_px`.
 
-    It is WebP where these are the file's own pixels, all of them (`is_exact`), else JPEG. A picture that cannot be shown
+    It is WebP where these are the file's own pixels, all of them (`is_exact`), else JPEG. A picture that cannot be
+    shown
     has `data` b"" and the reason in `problem`.
     """
 
