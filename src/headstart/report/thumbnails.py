@@ -29,8 +29,7 @@ class Thumbnail:
     """A picture file in `data`, `width_px` x `height_px`.
 
     It is WebP where these are the file's own pixels, all of them (`is_exact`), else JPEG. A picture that cannot be
-    shown
-    has `data` b"" and the reason in `problem`.
+    shown has `data` b"" and the reason in `problem`.
     """
 
     data: bytes
