@@ -222,10 +222,10 @@ def _add_learning_curve(answers: _Answers, subject: Subject, request: Request, p
     labels = np.array([record.label for record in train], np.int64)
     num_classes = len(subject.classifier.classes)
     layout = subject.extractor.layout
-    is_held = answers.top is not None and subject.head.layers == get_top_layer(layout)
+    held = answers.top if subject.head.layers == get_top_layer(layout) else None
     try:
         answers.curve = compute_learning_curve(
-            answers.top if is_held else subject.read(train, subject.head.layers),
+            subject.read(train, subject.head.layers) if held is None else held,
             labels,
             [get_split_key(record) for record in train],
             num_classes,
