@@ -359,3 +359,16 @@ def test_extra_that_is_not_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="of type object cannot be written as JSON"):
         save_evaluation(make_evaluation(), tmp_path / "out", extra={"thing": object()})
     assert not (tmp_path / "out").exists()
+
+
+def test_figures_are_computed_once_for_a_seed() -> None:
+    evaluation = make_evaluation()
+    first = evaluation.compute_figures()
+    other = evaluation.compute_figures(1)
+    first["n"] = 0
+    again = evaluation.compute_figures()
+    assert again["n"] == 200
+    assert again["per_class"] is first["per_class"]
+    assert other["macro_f1"] != again["macro_f1"]
+    assert make_evaluation().compute_figures() == again
+    assert make_evaluation() == evaluation

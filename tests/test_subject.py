@@ -63,11 +63,24 @@ def test_opened_again_it_is_what_it_was_after_training(
         "validation": 0,
         "test": NUM_TEST,
     }
-    assert again.facts == trained.facts
     assert again.settings == trained.settings
     assert again.extractor.recipe_key == trained.extractor.recipe_key
     assert again.tested == again.records["test"]
     assert (len(trained.scores) > 0, again.scores) == (True, ())
+
+
+def test_features_that_left_the_cache_are_computed_again(
+    tmp_path: Path, warm_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = headstart.train(write_flipped(tmp_path / "flipped"), layers="top", penalty=1.0)
+    with FeatureCache() as cache:
+        kept = open_trained(classifier, cache)
+        expected = kept.read_top(kept.records["test"])
+    assert kept.extractor is classifier.training.extractor  # type: ignore[union-attr]
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "empty"))
+    with FeatureCache() as cache:
+        subject = open_trained(classifier, cache)
+        np.testing.assert_array_equal(subject.read_top(subject.records["test"]), expected)
 
 
 def test_the_validation_part_stands_in_where_there_is_no_test(tmp_path: Path, warm_cache: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -209,3 +211,12 @@ def test_the_gallery_says_it_in_words() -> None:
     assert gallery.items[2].note == "The label is wrong with a probability of 35.0 %."
     one = describe_suspects(replace(suspects, num_wrong=1.2, low=0, high=3.4))
     assert one.intro.startswith("About 1 label looks wrong, of 1,000 (95 % interval 0 to 3).")
+
+
+def test_what_every_training_asks_loads_neither_scipy_nor_scikit_learn() -> None:
+    code = (
+        "import sys, headstart.insight.suspects, headstart.insight.mismatch, headstart.insight.near_copies\n"
+        "print({name.split('.')[0] for name in sys.modules} & {'scipy', 'sklearn', 'pandas'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
