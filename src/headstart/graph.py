@@ -239,3 +239,18 @@ def extend_graph(
     joined.nodes = [*kept.graph.node, *builder.nodes]
     joined.initializers = [*kept.graph.initializer, *builder.initializers]
     return joined.build([IMAGE_INPUT], [helper.make_tensor_value_info(output, TensorProto.FLOAT, [size])])
+
+
+def narrow_output(model: onnx.ModelProto, output: str, narrowed: str) -> onnx.ModelProto:
+    """The same with one output `narrowed` in float16 for the float32 `output`; what is beyond 65,504 is cut there."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    builder = GraphBuilder(prefix="narrow_")
+    limits = [builder.constant(np.array(limit, np.float32)) for limit in (-65504, 65504)]
+    builder.add("Cast", builder.add("Clip", output, *limits), to=TensorProto.FLOAT16, output=narrowed)
+    result.graph.node.extend(builder.nodes)
+    result.graph.initializer.extend(builder.initializers)
+    shape = [each.dim_value or each.dim_param for each in model.graph.output[0].type.tensor_type.shape.dim]
+    del result.graph.output[:]
+    result.graph.output.append(helper.make_tensor_value_info(narrowed, TensorProto.FLOAT16, shape))
+    return result
