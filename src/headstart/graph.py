@@ -83,12 +83,19 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
         return output
 
-    def build(self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> onnx.ModelProto:
+    def build(
+        self,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Sequence[onnx.ValueInfoProto],
+        *,
+        is_checked: bool = True,
+    ) -> onnx.ModelProto:
         graph = helper.make_graph(self.nodes, "headstart", inputs, outputs, self.initializers)
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="headstart"
         )
-        onnx.checker.check_model(model)
+        if is_checked:
+            onnx.checker.check_model(model)
         return model
 
 
@@ -231,14 +238,21 @@ def add_pooling(builder: GraphBuilder, pooled: Sequence[tuple[PooledLayer, int, 
 
 
 def extend_graph(
-    model: onnx.ModelProto, layers: Sequence[str], builder: GraphBuilder, output: str, size: int | str
+    model: onnx.ModelProto,
+    layers: Sequence[str],
+    builder: GraphBuilder,
+    output: str,
+    size: int | str,
+    *,
+    is_checked: bool = True,
 ) -> onnx.ModelProto:
     """The part of `model` that computes `layers`, followed by the builder's nodes, with one float32 (size,) output."""
     kept = onnx.utils.Extractor(model).extract_model([IMAGE], list(layers))
     joined = GraphBuilder()
     joined.nodes = [*kept.graph.node, *builder.nodes]
     joined.initializers = [*kept.graph.initializer, *builder.initializers]
-    return joined.build([IMAGE_INPUT], [helper.make_tensor_value_info(output, TensorProto.FLOAT, [size])])
+    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, [size])]
+    return joined.build([IMAGE_INPUT], outputs, is_checked=is_checked)
 
 
 def narrow_output(model: onnx.ModelProto, output: str, narrowed: str) -> onnx.ModelProto:
