@@ -197,9 +197,8 @@ class Bench:
         measure(spent["reading and hashing first"], lambda: hash_images(block, num_threads=count_cpus()))
         measure(spent["reading"], lambda: keep_busy(lambda record: read_image_file(record.path), kept))
         measure(spent["hashing"], lambda: keep_busy(compute_sha256, files))
-        measure(
-            spent["decode_image"], lambda: keep_busy(lambda d: decode_image(d, min_side_px=self.min_side_px), files)
-        )
+        decode = functools.partial(decode_image, min_side_px=self.min_side_px)
+        measure(spent["decode_image"], lambda: keep_busy(decode, files))
         measure(spent["run"], lambda: keep_busy(self.extractor.run, arrays))
         recipe = cache.get_recipe("written once more", "benchmark")
         rows = [(record.sha256, self.extractor.run(arrays[0])) for record in kept]
