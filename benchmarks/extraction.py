@@ -38,10 +38,11 @@ from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE
 from headstart.backbones.loading import load_backbone
 from headstart.data_check import hash_images
 from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
-from headstart.decode import DECODER_VERSION, ImageFacts, decode_image, read_image_file
+from headstart.decode import DECODER_VERSION, ImageFacts, decode_image
 from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, Picture, build_feature_graph, extract_features, get_top_layer
 from headstart.graph import FEATURES, IMAGE
+from headstart.image_files import read_image_file
 from headstart.parallel import count_cpus
 
 # Of this many pictures the last layer is compared with the peer's, as far as they have 256 pixels: smaller ones the

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from headstart._files import compute_sha256, show_path
 from headstart.dataset import ImageDataset, ImageRecord, Problem
-from headstart.decode import DecodeLimits, ImageFacts, read_image_file
+from headstart.decode import ImageFacts
 from headstart.errors import DataError, ImageError, raise_all
 from headstart.formats import EXTENSIONS, extension_matches, refuse_format, sniff_format
+from headstart.image_files import DecodeLimits, read_image_file
 from headstart.parallel import map_bounded
 from headstart.pictures import load_picture
 
