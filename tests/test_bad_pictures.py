@@ -17,12 +17,14 @@ import pytest
 from PIL import Image
 
 import headstart
-from headstart.decode import decode_image, read_image_file
+from headstart.decode import decode_image
+from headstart.image_files import read_image_file
 
 # Names the file before it decodes it, so that a crash can be laid at its door.
 CHILD = """
     import json, sys, time
-    from headstart.decode import decode_image, read_image_file
+    from headstart.decode import decode_image
+    from headstart.image_files import read_image_file
     from headstart.errors import ImageError
 
     for path in json.load(sys.stdin):

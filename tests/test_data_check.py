@@ -25,8 +25,9 @@ from headstart.data_check import (
     resolve_duplicates,
 )
 from headstart.dataset import ImageDataset, ImageRecord, Problem, scan_dataset
-from headstart.decode import DecodeLimits, ImageFacts, decode_image
+from headstart.decode import ImageFacts, decode_image
 from headstart.errors import DataError
+from headstart.image_files import DecodeLimits
 
 
 def encode(seed: int, format: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:

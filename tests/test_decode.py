@@ -23,15 +23,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, features
 
-from headstart.decode import (
-    DecodeLimits,
-    ImageFacts,
-    convert_pixels,
-    decode_image,
-    read_image_file,
-)
+from headstart.decode import ImageFacts, convert_pixels, decode_image
 from headstart.errors import ImageError
 from headstart.formats import extension_matches, sniff_format
+from headstart.image_files import DecodeLimits, read_image_file
 
 HAS_AVIF = features.check("avif")
 
@@ -935,6 +930,14 @@ def test_size_of_files(tmp_path: Path) -> None:
     (tmp_path / "four.jpg").write_bytes(b"four")
     assert get_file_verdict(tmp_path / "four.jpg", limits=limits) == "too-large"
     assert read_image_file(tmp_path / "four.jpg", DecodeLimits(max_file_bytes=4)) == b"four"
+
+
+def test_a_file_that_comes_in_pieces_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 4
+    (tmp_path / "x.jpg").write_bytes(data)
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda descriptor, count: read(descriptor, min(count, 341)))  # a third and one left
+    assert read_image_file(tmp_path / "x.jpg") == data
 
 
 def test_a_file_that_grows_is_not_trusted(tmp_path: Path) -> None:

@@ -191,6 +191,22 @@ def test_a_second_run_costs_nothing(tiny: Extractor, tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_rows([picture], tiny)[0], tiny.run(decoded.pixels))
 
 
+def test_where_the_cache_holds_all_no_session_is_opened(
+    tiny: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = make_pictures(tmp_path, 3)
+    extract(pictures, tiny)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("a session was opened")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    again = Extractor(make_tiny_backbone())
+    assert extract(pictures, again).num_cached == 3
+    with pytest.raises(RuntimeError, match="a session was opened"):
+        extract(make_pictures(tmp_path, 4), again)
+
+
 def test_renaming_moving_and_touching_costs_nothing_and_ten_more_cost_ten(tiny: Extractor, tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path / "a", 30)
     extract(pictures, tiny)

@@ -25,6 +25,7 @@ from headstart.graph import (
     add_preprocessing,
     compute_pooling_matrix,
     extend_graph,
+    narrow_output,
 )
 
 HALF = (0.5, 0.5, 0.5)
@@ -284,3 +285,19 @@ def test_layers_that_are_not_needed_are_cut_away(backbone: Backbone) -> None:
     assert sorted(set(sizes)) == list(sizes)
     assert sizes[0] < 0.05 * sizes[-1]
     assert measure("head")[1] < backbone.model.ByteSize() + 2000
+
+
+def test_half_precision_in_the_graph_is_numpys() -> None:
+    builder = GraphBuilder()
+    builder.add("Identity", "values", output="features")
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("values", "features")]
+    narrowed = narrow_output(builder.build(info[:1], info[1:]), "features", "half")
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    halves = np.sort(halves[np.isfinite(halves)])
+    middles = (halves[1:] + halves[:-1]) / 2
+    up, down = (np.nextafter(middles, np.float32(towards)) for towards in (np.inf, -np.inf))
+    beyond = np.array([65519, 65520, 1e9, -1e9, np.inf, -np.inf, np.nan, 1e-30], np.float32)
+    values = np.concatenate([halves, middles, up, down, beyond])
+    (found,) = open_session(narrowed.SerializeToString()).run(None, {"values": values})
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, np.clip(values, -65504, 65504).astype(np.float16))

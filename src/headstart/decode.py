@@ -6,8 +6,6 @@ import ctypes
 import io
 import json
 import logging
-import os
-import stat
 import struct
 import threading
 import warnings
@@ -31,9 +29,9 @@ from PIL import (
     features,
 )
 
-from headstart._files import say_os_error
 from headstart.errors import ImageError
 from headstart.formats import refuse_format, sniff_format
+from headstart.image_files import DEFAULT_LIMITS, DecodeLimits, check_length
 
 DECODER_VERSION = 1
 """Part of every cache key: raised whenever the pixels of any picture change."""
@@ -94,18 +92,6 @@ with suppress(OSError, AttributeError):
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeLimits:
-    """What a file may cost: checked before it is read, and before memory for its pixels is taken."""
-
-    max_file_bytes: int = 64 * 2**20
-    max_pixels: int = 64_000_000
-    max_side_px: int = 32_768
-
-
-DEFAULT_LIMITS = DecodeLimits()
-
-
-@dataclass(frozen=True, slots=True)
 class ImageFacts:
     """What is known about a picture besides its pixels.
 
@@ -139,48 +125,6 @@ class DecodedImage:
     facts: ImageFacts
 
 
-def read_image_file(path: str | os.PathLike[str], limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
-    """The bytes of a regular file (or of a link to one), never waiting for a pipe or a device.
-
-    Raises ImageError `not-a-regular-file`, `broken-link`, `unreadable`, `empty`, `too-large`, `changed-while-reading`.
-    """
-    name = os.fspath(path)
-    try:
-        before = os.stat(name)
-        _check_file(before, limits, name)
-        # The file may have been replaced since: O_NONBLOCK keeps a pipe from holding us, fstat looks again.
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        with open(os.open(name, flags), "rb") as file:
-            _check_file(os.fstat(file.fileno()), limits, name)
-            data = file.read(limits.max_file_bytes + 1)
-            after = os.fstat(file.fileno())
-    except FileNotFoundError:
-        if os.path.islink(name):
-            raise ImageError("broken-link", "the link leads to nothing", name) from None
-        raise ImageError("unreadable", "there is no such file", name) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        if os.path.islink(name) and not os.path.exists(name):
-            raise ImageError("broken-link", "the link leads to nothing", name) from None
-        raise ImageError("unreadable", say_os_error(error), name) from None
-    if len(data) != before.st_size or (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
-        raise ImageError("changed-while-reading", "the file changed while it was read (run again)", name)
-    return data
-
-
-def _check_file(found: os.stat_result, limits: DecodeLimits, name: str) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise ImageError("not-a-regular-file", "this is a folder, pipe, socket or device, not a file", name)
-    _check_length(found.st_size, limits, name)
-
-
-def _check_length(num_bytes: int, limits: DecodeLimits, name: str | None = None) -> None:
-    if num_bytes == 0:
-        raise ImageError("empty", "the file is empty", name)
-    if num_bytes > limits.max_file_bytes:
-        shown = f"{num_bytes / 2**20:.1f} MB (limit {limits.max_file_bytes / 2**20:g} MB)"
-        raise ImageError("too-large", shown, name)
-
-
 def decode_image(data: bytes, *, min_side_px: int | None = None, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodedImage:
     """Decode the first picture in `data`, turned upright, to RGB.
 
@@ -189,7 +133,7 @@ def decode_image(data: bytes, *, min_side_px: int | None = None, limits: DecodeL
     May be called from several threads. Raises ImageError `empty`, `too-large`, `not-an-image`, `unsupported-format`,
     `too-many-pixels`, `unsupported-pixels`, `truncated`, `damaged` or `too-much-memory`.
     """
-    _check_length(len(data), limits)
+    check_length(len(data), limits)
     format = sniff_format(data[:1024])
     if format not in _READERS:
         raise refuse_format(format)

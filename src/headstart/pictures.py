@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from headstart._files import compute_sha256
-from headstart.decode import DecodedImage, convert_pixels, decode_image, describe_pixels, read_image_file
+from headstart.decode import DecodedImage, convert_pixels, decode_image, describe_pixels
 from headstart.errors import ImageError
+from headstart.image_files import read_image_file
 
 if TYPE_CHECKING:
     import PIL.Image

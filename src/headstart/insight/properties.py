@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
-from headstart.decode import decode_image, read_image_file
+from headstart.decode import decode_image
 from headstart.errors import ImageError
+from headstart.image_files import read_image_file
 from headstart.metrics import FloatArray
 from headstart.parallel import count_cpus, map_bounded
 

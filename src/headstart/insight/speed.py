@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.decode import read_image_file
 from headstart.errors import DataError, ImageError
+from headstart.image_files import read_image_file
 from headstart.pictures import PictureSource, load_picture
 from headstart.prediction import Classifier
 from headstart.stats import median_interval

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import PIL.Image
 
 from headstart._files import compute_sha256
-from headstart.decode import read_image_file
 from headstart.errors import ImageError
+from headstart.image_files import read_image_file
 from headstart.parallel import count_cpus, map_bounded
 from headstart.pictures import PictureSource, load_picture
 
