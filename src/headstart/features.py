@@ -1,7 +1,7 @@
 """Pictures through a backbone: all layers from one pass, pooled, kept in the feature cache.
 
-Worker threads each read, decode and run ONNX Runtime with one thread a run; on a CPU that beats batches. What is in
-flight is bounded, so memory does not grow with the number of pictures.
+Worker threads each read, decode and run ONNX Runtime with one thread a run; on a CPU that beats batches (devices:
+execution.py). What is in flight is bounded, so memory does not grow with the number of pictures.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
 from headstart._files import compute_sha256
 from headstart.backbones.catalog import CLASS_TOKEN, POOLED, Backbone, Layer
 from headstart.decode import DECODER_VERSION, ImageFacts
 from headstart.errors import ConfigError, ImageError, suggest
+from headstart.execution import PROCESSOR, Runner, open_device
 from headstart.feature_cache import FeatureCache
-from headstart.graph import FEATURES, IMAGE, GraphBuilder, PooledLayer, PreprocessSpec, add_pooling, extend_graph
-from headstart.parallel import count_cpus, map_bounded
+from headstart.graph import FEATURES, GraphBuilder, PooledLayer, PreprocessSpec, add_pooling, extend_graph
+from headstart.parallel import map_bounded
 from headstart.pictures import PictureSource, load_picture
 
 if TYPE_CHECKING:
@@ -150,17 +150,16 @@ class GraphRunner:
     ) -> None:
         self.name = name
         self.preprocess = preprocess
-        self.num_threads = num_threads or count_cpus()
         data = model.SerializeToString(deterministic=True)
+        self._graph = open_device(data, preprocess.input_size_px) or Runner(data)
+        self.num_threads = num_threads or self._graph.num_threads
         self.recipe_key = f"{compute_sha256(data)}/decoder-{DECODER_VERSION}/float16"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        if self._graph.device_name != PROCESSOR.name:
+            self.recipe_key += f"/{self._graph.device_name}"  # whose last digits differ
 
     def run(self, pixels: np.ndarray, sha256: str = "") -> np.ndarray:
         """Features float16 (D,) of one RGB picture uint8 (H, W, 3); what draws views of it needs its SHA-256."""
-        features = self._session.run([FEATURES], {IMAGE: pixels})[0]
+        features = self._graph.run(pixels)[0]
         # Half precision reaches 65,504; a network that goes beyond is cut there rather than made infinite.
         return np.clip(features, -65504, 65504).astype(np.float16)
 
