@@ -163,14 +163,14 @@ class DeviceRunner(Runner):
         self._session = _open_on(widen_graph(after, batch_size), device)
         self._input = self._session.get_inputs()[0].name
         # Only OpenVINO on the processor has a stream for each of our threads; DirectML forbids runs side by side.
-        self._runs_at_once = threading.Semaphore(count_cpus() if device.name == "openvino" else 1)
-        self._lock = threading.Lock()
+        self._num_free = count_cpus() if device.name == "openvino" else 1
+        self._changed = threading.Condition()
         self._waiting: list[tuple[np.ndarray, Future[list[np.ndarray]]]] = []
 
     @property
     def num_threads(self) -> int:
-        """While one batch is on the device, the processors prepare the next."""
-        return count_cpus() + self._batch_size
+        """While one batch is on the device and one waits, the processors prepare the next."""
+        return count_cpus() + 2 * self._batch_size
 
     def run(self, pixels: np.ndarray) -> list[np.ndarray]:
         """The graph's outputs for one picture; those of other threads that wait at the time go with it.
@@ -178,15 +178,20 @@ class DeviceRunner(Runner):
         Raises HeadstartError when the device fails. Nothing is computed elsewhere then, for the values would be mixed.
         """
         future: Future[list[np.ndarray]] = Future()
-        with self._lock:
-            self._waiting.append((self._prepare_one(pixels), future))
+        item = self._prepare_one(pixels), future
+        with self._changed:
+            self._waiting.append(item)
         while not future.done():
-            with self._runs_at_once:
-                with self._lock:
-                    batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
-                if not batch:  # another thread has it
+            with self._changed:
+                self._changed.wait_for(lambda: future.done() or (self._waiting and self._num_free))
+                if future.done():
                     break
-                self._answer(batch)
+                batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
+                self._num_free -= 1
+            self._answer(batch)
+            with self._changed:
+                self._num_free += 1
+                self._changed.notify_all()
         return future.result()
 
     def _prepare_one(self, pixels: np.ndarray) -> np.ndarray:
