@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from conftest import Trained
@@ -29,6 +30,7 @@ from headstart.execution import (
 )
 from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, build_feature_graph, extract_features, plan_layout
+from headstart.fixed_shapes import split_graph
 from headstart.graph import FEATURES, IMAGE, IMAGE_INPUT, GraphBuilder, PreprocessSpec, add_preprocessing
 from headstart.prediction import Prediction
 
@@ -36,10 +38,11 @@ SIZE_PX = 16
 BATCHES = Device("test", PROCESSOR.provider, batch_size=4)
 
 
-def build(add_rest: str) -> bytes:
+def build(add_rest: str, crop: str = "centre") -> bytes:
     """Preprocessing, then a rest that is named, to 3 features."""
     builder = GraphBuilder()
-    pixels = add_preprocessing(builder, PreprocessSpec(SIZE_PX, 0.875, (0.5,) * 3, (0.5,) * 3))
+    half = (0.5, 0.5, 0.5)
+    pixels = add_preprocessing(builder, PreprocessSpec(SIZE_PX, 0.875, half, half, crop=crop))
     if add_rest == "per channel":
         rest = builder.add("ReduceMean", pixels, builder.int_constant(2, 3), keepdims=0)
     elif add_rest == "mixes pictures":
@@ -77,6 +80,18 @@ def test_the_network_runs_in_batches_and_gives_the_same_features(backbone: Backb
         found = [outputs[0] for outputs in pool.map(device.run, pictures)]
     expected = [plain.run(picture)[0] for picture in pictures]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("crop", ["centre", "after-resize", "squash"])
+def test_every_kind_of_preprocessing_is_cut_off(crop: str) -> None:
+    data = build("per channel", crop)
+    device, plain = DeviceRunner(data, SIZE_PX, BATCHES), Runner(data)
+    assert {node.op_type for node in onnx.load_model_from_string(split_graph(data, SIZE_PX)[1]).graph.node} == {
+        "ReduceMean",
+        "Reshape",
+    }
+    for picture in draw(5):
+        np.testing.assert_allclose(device.run(picture)[0], plain.run(picture)[0], atol=1e-6)
 
 
 def test_many_threads_share_batches_and_each_gets_its_own() -> None:

@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 _IMAGE = "image"
 _SILENT = 4
 _ORT_DEFAULT_SEVERITY = 2
-# Half precision differs from single by some 0.001; a device that computes something else by far more.
-_MAX_RELATIVE_ERROR = 0.01
 
 
 @dataclass(frozen=True)
@@ -137,11 +135,11 @@ class DeviceRunner(Runner):
 
     def __init__(self, data: bytes, input_size_px: int, device: Device) -> None:
         self.device_name = device.name
-        from headstart.fixed_shapes import split_graph
+        from headstart.fixed_shapes import compare_outputs, draw_probe, split_graph
 
         before, after, self._shapes = split_graph(data, input_size_px)
         self._prepare = open_session(before)
-        probes = [_draw_probe(seed) for seed in range(2)]
+        probes = [draw_probe(seed) for seed in range(2)]
         whole = open_session(data)
         expected = [whole.run(None, {_IMAGE: probe}) for probe in probes]
         # Not every graph takes several pictures: attention with a class token, for one, is exported for a single one.
@@ -150,7 +148,7 @@ class DeviceRunner(Runner):
             try:
                 self._start(after, device, batch_size)
                 found = self._run_batch([self._prepare_one(probe) for probe in probes[:batch_size]])
-                _compare(found, expected)
+                compare_outputs(found, expected)
                 return
             except Exception as error:  # ONNX Runtime's own classes share no base
                 if batch_size == sizes[-1]:
@@ -295,19 +293,3 @@ def _find_missing_library(device: Device) -> str | None:
 
 def _shorten(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:300].rstrip(".")
-
-
-def _draw_probe(seed: int) -> np.ndarray:
-    """A picture of structure and noise, uint8 (96, 128, 3)."""
-    rows, columns = np.mgrid[:96, :128]
-    waves = 128 + 80 * np.sin(rows / (5 + seed)) * np.cos(columns / (9 - seed))
-    noise = np.random.default_rng(seed).normal(0, 20, (96, 128, 3))
-    return np.clip(waves[..., None] + noise, 0, 255).astype(np.uint8)
-
-
-def _compare(found: Sequence[Sequence[np.ndarray]], expected: Sequence[Sequence[np.ndarray]]) -> None:
-    for ours, theirs in zip(found, expected, strict=False):
-        for device, processor in zip(ours, theirs, strict=True):
-            error = float(np.linalg.norm(device - processor) / max(float(np.linalg.norm(processor)), 1e-12))
-            if not error <= _MAX_RELATIVE_ERROR:
-                raise RuntimeError(f"its results differ by {error:.2g} of their size from those of the processor")

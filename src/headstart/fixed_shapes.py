@@ -1,10 +1,19 @@
-"""A graph for pictures of any size as two: the picture made the network's input, and the rest with fixed shapes."""
+"""A graph for pictures of any size in two: the picture made the network's input, and the rest with fixed shapes.
+
+Also whether a device computes the rest as the processor does.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx
 
 from headstart.graph import IMAGE
+
+# Half precision differs from single by some 0.001; a device that computes something else by far more.
+_MAX_RELATIVE_ERROR = 0.01
 
 
 def split_graph(data: bytes, input_size_px: int) -> tuple[bytes, bytes, list[tuple[int, ...]]]:
@@ -59,3 +68,20 @@ def widen_graph(data: bytes, batch_size: int) -> bytes:
             node.input[1] = f"shape_of_{batch_size}_{number}"
             graph.initializer.append(onnx.numpy_helper.from_array(shape, node.input[1]))
     return bytes(model.SerializeToString())
+
+
+def draw_probe(seed: int) -> np.ndarray:
+    """A picture of structure and noise, uint8 (96, 128, 3)."""
+    rows, columns = np.mgrid[:96, :128]
+    waves = 128 + 80 * np.sin(rows / (5 + seed)) * np.cos(columns / (9 - seed))
+    noise = np.random.default_rng(seed).normal(0, 20, (96, 128, 3))
+    return np.clip(waves[..., None] + noise, 0, 255).astype(np.uint8)
+
+
+def compare_outputs(found: Sequence[Sequence[np.ndarray]], expected: Sequence[Sequence[np.ndarray]]) -> None:
+    """Raises RuntimeError where what a device gives for some pictures is not what the processor gives."""
+    for ours, theirs in zip(found, expected, strict=False):
+        for device, processor in zip(ours, theirs, strict=True):
+            error = float(np.linalg.norm(device - processor) / max(float(np.linalg.norm(processor)), 1e-12))
+            if not error <= _MAX_RELATIVE_ERROR:
+                raise RuntimeError(f"its results differ by {error:.2g} of their size from those of the processor")
