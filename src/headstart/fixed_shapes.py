@@ -82,6 +82,7 @@ def compare_outputs(found: Sequence[Sequence[np.ndarray]], expected: Sequence[Se
     """Raises RuntimeError where what a device gives for some pictures is not what the processor gives."""
     for ours, theirs in zip(found, expected, strict=False):
         for device, processor in zip(ours, theirs, strict=True):
-            error = float(np.linalg.norm(device - processor) / max(float(np.linalg.norm(processor)), 1e-12))
+            right = processor.astype(np.float64)  # half precision would overflow
+            error = float(np.linalg.norm(device - right) / max(float(np.linalg.norm(right)), 1e-12))
             if not error <= _MAX_RELATIVE_ERROR:
                 raise RuntimeError(f"its results differ by {error:.2g} of their size from those of the processor")
