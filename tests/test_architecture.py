@@ -22,10 +22,11 @@ PACKAGES = {"", "backbones", "heads", "finetuning", "recipes", "insight", "repor
 LAYERS = [
     "errors recipes.recipe plots",
     "csv_text _files formats parallel graph metrics stats onnx_reader heads.fitting",
+    "image_files",
     "plot_axes decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
-    "backbones.weights_file heads.linear heads.dense familiarity public_datasets finetuning.augmentation finetuning.flip_check "
+    "backbones.weights_file heads.linear heads.dense fixed_shapes familiarity public_datasets finetuning.augmentation finetuning.flip_check "
     "finetuning.checkpoints finetuning.layer_table",
-    "plot_labels",
+    "plot_labels execution",
     "plot_svg plot_figure",
     "evaluation_plots",
     "dataset pictures evaluation artifact_metadata backbones.catalog backbones.weights_download finetuning.mixing finetuning.history",

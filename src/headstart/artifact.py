@@ -117,17 +117,14 @@ def create_session(model_bytes: bytes, *, num_threads: int = 1) -> onnxruntime.I
     os.environ.pop("ORT_LOAD_CONFIG_FROM_MODEL", None)
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.enable_profiling = False
-    options.log_severity_level = 4  # fatal only: what matters comes back as an exception
+    from headstart.execution import open_session
+
     run_options = onnxruntime.RunOptions()
     run_options.log_severity_level = 4
     timer = threading.Timer(RUN_LIMIT_S, setattr, (run_options, "terminate", True))
     timer.daemon = True
     try:
-        session = onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
+        session = open_session(model_bytes, num_threads)
         timer.start()
         names = [output.name for output in session.get_outputs()]
         found = dict(

@@ -1,7 +1,7 @@
 """Pictures through a backbone: all layers from one pass, pooled, kept in the feature cache.
 
-Worker threads each read, decode and run ONNX Runtime with one thread a run; on a CPU that beats batches. What is in
-flight is bounded, so memory does not grow with the number of pictures.
+Worker threads each read, decode and run ONNX Runtime with one thread a run; on a CPU that beats batches (devices:
+execution.py). What is in flight is bounded, so memory does not grow with the number of pictures.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
 from headstart._files import compute_sha256
 from headstart.backbones.catalog import CLASS_TOKEN, POOLED, Backbone, Layer
 from headstart.decode import DECODER_VERSION, ImageFacts
 from headstart.errors import ConfigError, ImageError, suggest
+from headstart.execution import PROCESSOR, Runner, choose_device, open_device
 from headstart.feature_cache import FeatureCache
 from headstart.graph import (
     FEATURES,
-    IMAGE,
     GraphBuilder,
     PooledLayer,
     PreprocessSpec,
@@ -41,7 +40,6 @@ _MIN_CHANNELS = 32
 _MIN_BLOCK_FEATURES = 128
 _MAX_GRID = 4
 _ROWS_PER_COMMIT = 64
-_HALF = "features_half"
 
 
 @dataclass(frozen=True)
@@ -161,32 +159,33 @@ class GraphRunner:
     ) -> None:
         self.name = name
         self.preprocess = preprocess
-        self.num_threads = num_threads or count_cpus()
         key = compute_sha256(model.SerializeToString(deterministic=True))
         self.recipe_key = f"{key}/decoder-{DECODER_VERSION}/float16"
         self._model = model
-        self._session: onnxruntime.InferenceSession | None = None
         self._lock = threading.Lock()
+        self._graph: Runner | None = None
+        if choose_device() != PROCESSOR:
+            self._graph = open_device(self._serialize(), preprocess.input_size_px)
+        if self._graph:
+            self.recipe_key += f"/{self._graph.device_name}"  # whose last digits differ
+        self.num_threads = num_threads or (self._graph.num_threads if self._graph else count_cpus())
 
     def run(self, pixels: np.ndarray, sha256: str = "") -> np.ndarray:
         """Features float16 (D,) of one RGB picture uint8 (H, W, 3); what draws views of it needs its SHA-256."""
-        session = self._session or self._open_session()
-        features: np.ndarray = session.run([_HALF], {IMAGE: pixels})[0]
-        return features
+        graph = self._graph or self._open()
+        return graph.run(pixels)[0]
 
-    def _open_session(self) -> onnxruntime.InferenceSession:
-        """Only when the first picture comes: where the cache holds all, none does."""
+    def _open(self) -> Runner:
+        """On the processor only when the first picture comes: where the cache holds all, none does."""
         with self._lock:
-            if self._session is None:
-                # Half precision reaches 65,504; a network that goes beyond is cut there rather than made infinite.
-                # Done in the graph, that costs a fraction of what NumPy takes.
-                data = narrow_output(self._model, FEATURES, _HALF).SerializeToString()
-                options = onnxruntime.SessionOptions()
-                options.intra_op_num_threads = 1
-                options.log_severity_level = 4
-                self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-                del self._model
-            return self._session
+            if self._graph is None:
+                self._graph = Runner(self._serialize())
+            return self._graph
+
+    def _serialize(self) -> bytes:
+        # Half precision reaches 65,504; a network that goes beyond is cut there rather than made infinite. Done in the
+        # graph, that costs a fraction of what NumPy takes.
+        return narrow_output(self._model, FEATURES, "features_half").SerializeToString()
 
 
 class Extractor(GraphRunner):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 
 from headstart.artifact import create_session
 from headstart.errors import ConfigError
+from headstart.execution import open_session
 from headstart.graph import IMAGE
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 # Of a position's values, up and down: wide enough for single precision, the error falls with its square.
 _STEP = 0.1
@@ -108,8 +112,5 @@ def _find_cuts(model: onnx.ModelProto, targets: Sequence[str]) -> list[str]:
 def _make_tail(model: onnx.ModelProto, tensor: str, shape: Sequence[int], vectors: Sequence[str]) -> Tail:
     extractor = onnx.utils.Extractor(model)
     extractor.value_infos[tensor] = helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
     data = extractor.extract_model([tensor], list(vectors)).SerializeToString()
-    return Tail(tensor, onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]))
+    return Tail(tensor, open_session(data))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from headstart.finetuning.outcome import TuningRecord
     from headstart.training import TrainingRecord
 
+_MIN_PICTURES_FOR_DEVICE = 100  # fewer are done before a device has started
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -97,8 +99,7 @@ class Classifier:
 
     def run_all(self, pixels: np.ndarray) -> tuple[np.ndarray, float | None]:
         """Probabilities as `run` gives them, and the familiarity, 0 .. 1; None where the file has no such output."""
-        probs, *others = self._session.run(None, {"image": pixels})
-        return np.asarray(probs), float(others[0][0]) if others else None
+        return _read_outputs(self._session.run(None, {"image": pixels}))
 
     def predict(self, pictures: PictureSource | Sequence[PictureSource]) -> Any:
         """A Prediction for a picture (path, bytes, array or Pillow image), a list of them for a sequence.
@@ -112,19 +113,30 @@ class Classifier:
     def predict_each(
         self, pictures: Iterable[PictureSource], num_threads: int | None = None
     ) -> Iterator[Prediction | ImageError]:
-        """In the order given, a Prediction for each picture or the reason why there is none. Memory stays bounded."""
+        """In the order given, a Prediction for each picture or the reason why there is none. Memory stays bounded.
+
+        A sequence of many pictures is predicted on the device that `headstart.execution` chooses.
+        """
+        from headstart.execution import open_device
+
         size = self.metadata.preprocess.get("input_size_px")
         # A foreign file does not say its input size, so its pictures are never decoded at a reduced scale.
         min_side_px = 2 * size if size else None
+        runner = open_device(self.data, size) if size and _are_many(pictures) else None
+        num_threads = num_threads or (runner.num_threads if runner else count_cpus())
+
+        def run(source: PictureSource) -> tuple[np.ndarray, float | None]:
+            pixels = load_picture(source, None, min_side_px).pixels
+            return _read_outputs(runner.run(pixels)) if runner else self.run_all(pixels)
 
         def predict_one(item: tuple[int, PictureSource]) -> Prediction | ImageError:
             name = name_source(item[1], item[0])
             try:
-                return Prediction(name, self.classes, *self.run_all(load_picture(item[1], None, min_side_px).pixels))
+                return Prediction(name, self.classes, *run(item[1]))
             except ImageError as error:
                 return error.at(name)
 
-        for _, outcome in map_bounded(predict_one, enumerate(pictures), num_threads or count_cpus()):
+        for _, outcome in map_bounded(predict_one, enumerate(pictures), num_threads):
             yield outcome
 
     def evaluate(self, source: Any, *, labels: Any = None, split: str | None = None, **options: Any) -> Evaluation:
@@ -228,6 +240,15 @@ def _is_single(pictures: Any) -> bool:
     # What iterates over bytes or lines is no sequence of pictures either; its refusal names the type.
     is_buffer = isinstance(pictures, (str, bytes, bytearray, memoryview)) or hasattr(pictures, "read")
     return is_buffer or isinstance(pictures, os.PathLike) or not isinstance(pictures, Iterable)
+
+
+def _are_many(pictures: Iterable[PictureSource]) -> bool:
+    return isinstance(pictures, Sequence) and len(pictures) >= _MIN_PICTURES_FOR_DEVICE
+
+
+def _read_outputs(outputs: Sequence[np.ndarray]) -> tuple[np.ndarray, float | None]:
+    probs, *others = outputs
+    return np.asarray(probs), float(others[0][0]) if others else None
 
 
 def _require(outcomes: list[Prediction | ImageError]) -> list[Prediction]:

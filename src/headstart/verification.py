@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from headstart.errors import ImageError
+from headstart.parallel import count_cpus
 from headstart.pictures import load_picture
 from headstart.prediction import Prediction, load
 
@@ -44,13 +45,11 @@ def verify_classifier(
 
     The classes are compared at full scale, as anybody else would decode. Raises ArtifactError for the file.
     """
-    import onnxruntime
+    from headstart.execution import open_session
 
     classifier = load(path, allow_unsigned=allow_unsigned)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     # Its bytes, because ONNX Runtime opens only paths that are UTF-8.
-    session = onnxruntime.InferenceSession(Path(path).read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = open_session(Path(path).read_bytes(), num_threads=count_cpus())
     size = classifier.metadata.preprocess.get("input_size_px")
     num_images = num_same = num_reduced = 0
     worst, worst_path, worst_reduced = 0.0, "", 0.0

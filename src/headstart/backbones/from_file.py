@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 
 from headstart.artifact import ArtifactMetadata
 from headstart.backbones.catalog import Backbone, Layer
 from headstart.errors import BackboneError
+from headstart.execution import open_session
 from headstart.graph import IMAGE, PreprocessSpec
 
 
@@ -25,10 +25,7 @@ def read_backbone(metadata: ArtifactMetadata, data: bytes) -> Backbone:
     del model.metadata_props[:]
     del model.graph.output[:]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    maps = session.run(names, {IMAGE: np.zeros((64, 64, 3), np.uint8)})
+    maps = open_session(model.SerializeToString()).run(names, {IMAGE: np.zeros((64, 64, 3), np.uint8)})
     layers = tuple(Layer(name, each.shape[1], each.shape[2]) for name, each in zip(names, maps, strict=True))
     del model.graph.output[:]
     model.graph.output.extend(
