@@ -40,11 +40,14 @@ def fit_projection(block: np.ndarray, num_components: int, rng: np.random.Genera
     return Projection(coef, -(mean @ coef)), projected
 
 
-def find_components(rows: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def find_components(
+    rows: np.ndarray, count: int, rng: np.random.Generator, num_iterations: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Leading principal axes float32 (D, r) of centred rows (N, D), r at most `count`, N - 1 and D; rows @ axes.
 
     Exact from the smaller of the two Gram matrices while that is small, otherwise by a randomised range finder with
-    one power iteration (Halko, Martinsson and Tropp 2011).
+    `num_iterations` power iterations (Halko, Martinsson and Tropp 2011). Directions in which nothing varies are left
+    out, so r may be 0.
     """
     num_rows, num_columns = rows.shape
     count = min(count, num_rows - 1, num_columns)
@@ -57,7 +60,8 @@ def find_components(rows: np.ndarray, count: int, rng: np.random.Generator) -> t
         basis = _orthonormalise(rows.T @ vectors[:, ::-1][:, :count][:, kept])
     else:
         basis = rng.standard_normal((num_columns, count + _OVERSAMPLING), dtype=np.float32)
-        basis = _orthonormalise(rows.T @ (rows @ basis))
+        for _ in range(num_iterations):
+            basis = _orthonormalise(rows.T @ (rows @ basis))
     inner = rows @ basis
     turn = np.ascontiguousarray(np.linalg.eigh(inner.T @ inner)[1][:, ::-1][:, :count])
     return basis @ turn, inner @ turn

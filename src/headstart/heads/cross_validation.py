@@ -71,10 +71,10 @@ def draw_part(sample: Sample, num_rows: int, rng: np.random.Generator) -> np.nda
 
 
 def judge(
-    layers: tuple[PooledLayer, ...], penalties: Sequence[float], logits: Sequence[np.ndarray], labels: np.ndarray
+    layers: tuple[PooledLayer, ...], penalties: Sequence[float], logits: np.ndarray, labels: np.ndarray
 ) -> Result:
-    """Errors and calibrated losses, averaged over R arrays `logits` of out-of-fold predictions (P, n, K)."""
-    errors = np.mean([each.argmax(axis=2) != labels for each in logits], axis=0)
+    """Errors and calibrated losses, averaged over R ways, of out-of-fold `logits` (R, P, n, K)."""
+    errors = (logits.argmax(axis=3) != labels).mean(axis=0)
     losses = np.mean([[compute_calibrated_losses(one, labels) for one in each] for each in logits], axis=0)
     return Result(layers, tuple(penalties), errors, losses)
 
