@@ -44,12 +44,11 @@ def test_objective_and_gradient_are_those_of_the_formula() -> None:
     weights = rng.random((2, 40)).astype(np.float32)
     weights /= weights.sum(axis=1, keepdims=True)
     penalties = np.array([0.3, 2.0])
-    one_hot = np.eye(3, dtype=np.float32)[labels]
     ridge = np.zeros((2, 7, 1), np.float32)
     ridge[:, :-1, 0] = penalties[:, None]
     scale = fitting._compute_scale(rows, penalties, 3)
     params = rng.normal(size=(2, 7, 3)).astype(np.float32)
-    objective, gradient = fitting._evaluate(rows, one_hot, weights.T.copy(), ridge, params, scale)
+    objective, gradient = fitting._evaluate(rows, labels, weights.T.copy(), ridge, params, scale)
     for problem in range(2):
 
         def measure(scaled: np.ndarray, problem: int = problem) -> float:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from headstart.features import FeatureLayout, list_candidates
 from headstart.graph import PooledLayer
-from headstart.heads import selection
+from headstart.heads import comparison, components, cross_validation, selection
+from headstart.heads.cross_validation import Result, Sample
 from headstart.heads.selection import PENALTIES, Selection, select_head
 
 EARLY = (PooledLayer("early", 2),)
@@ -98,7 +99,7 @@ def test_the_layer_that_carries_the_signal_is_chosen(
     assert (found.out_of_fold_probs.argmax(axis=1) == labels).mean() > 0.9
     scores = {score.layers: score for score in found.scores}
     assert set(scores) == set(CANDIDATES)
-    assert sum(score.is_finalist for score in found.scores) == 4
+    assert sum(score.is_finalist for score in found.scores) == (1 if chosen == TOP else 4)
     assert scores[chosen].is_finalist
     assert scores[TOP].is_finalist  # always among them
     for layers, score in scores.items():
@@ -112,12 +113,12 @@ def test_two_weak_layers_together_beat_each_alone() -> None:
     assert found.head.layers == MID_CELLS + TOP
 
 
-def make_result(layers: tuple[PooledLayer, ...], errors: Sequence[float], losses: Sequence[float]) -> selection._Result:
+def make_result(layers: tuple[PooledLayer, ...], errors: Sequence[float], losses: Sequence[float]) -> Result:
     """`errors` and `losses` a penalty, over 100 pictures; losses vary between pictures but alike for all results."""
     pictures = np.arange(100)
     wrong = np.stack([(pictures < 100 * share).astype(float) for share in errors])
     varying = np.stack([loss + 0.1 * np.sin(pictures) for loss in losses])
-    return selection._Result(layers, (10.0, 1.0, 0.1), wrong, varying)
+    return Result(layers, (10.0, 1.0, 0.1), wrong, varying)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +146,8 @@ def test_beyond_the_top_the_fewest_features_within_one_standard_error_win() -> N
     noise -= noise.mean()  # its standard error is 0.01
     wrong = {layers: np.full((1, 400), 0.1) for layers in CANDIDATES} | {TOP: np.ones((1, 400))}
 
-    def make(layers: tuple[PooledLayer, ...], excess: float) -> selection._Result:
-        return selection._Result(layers, (1.0,), wrong[layers], base + noise * (excess > 0) + excess)
+    def make(layers: tuple[PooledLayer, ...], excess: float) -> Result:
+        return Result(layers, (1.0,), wrong[layers], base + noise * (excess > 0) + excess)
 
     top, best = make(TOP, 0.5), make(MID_CELLS, 0.0)
     for excess, expected in ((0.005, EARLY), (0.02, MID_CELLS)):
@@ -311,8 +312,9 @@ def test_components_span_what_the_exact_decomposition_spans(shape: tuple[int, in
     rows = rng.normal(size=(shape[0], rank)) * np.exp(-np.arange(rank) / 40) @ rng.normal(size=(rank, shape[1]))
     rows += 0.3 * rng.normal(size=shape)
     rows = (rows - rows.mean(axis=0)).astype(np.float32)
-    axes = selection._find_components(rows, 80, np.random.default_rng(1))
+    axes, projected = components.find_components(rows, 80, np.random.default_rng(1))
     assert axes.shape == (shape[1], 80)
+    np.testing.assert_allclose(projected, rows @ axes, atol=1e-3)
     np.testing.assert_allclose(axes.T @ axes, np.eye(80), atol=1e-3)
     exact = np.linalg.svd(rows, full_matrices=False)[1][:80] ** 2
     kept = ((rows @ axes) ** 2).sum(axis=0)
@@ -326,27 +328,69 @@ def test_components_are_at_most_what_there_is() -> None:
     for shape, most in (((5, 40), 4), ((40, 5), 5), ((2, 300), 1), ((3, 300), 2)):
         rows = rng.normal(size=shape)
         rows = (rows - rows.mean(axis=0)).astype(np.float32)
-        axes = selection._find_components(rows, 128, rng)
+        axes, _ = components.find_components(rows, 128, rng)
         assert axes.shape == (shape[1], most)
         np.testing.assert_allclose(((rows @ axes) ** 2).sum(), (rows**2).sum(), rtol=1e-3)
 
 
-def test_a_part_has_every_class_and_fold_by_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_has_every_class_and_fold_by_its_share() -> None:
     labels = np.repeat([0, 1, 2, 3], [600, 300, 95, 5])
     folds = make_folds(labels)
-    problem = selection._Problem(lambda i: i, LAYOUT, labels, folds, np.ones(1000), 4, np.random.default_rng(0))
-    part = selection._draw_part(problem, 200)
+    sample, rng = Sample(labels, np.ones(1000), folds, 4), np.random.default_rng(0)
+    part = cross_validation.draw_part(sample, 200, rng)
     assert list(part) == sorted(set(part))
     np.testing.assert_array_equal(np.bincount(labels[part]), [120, 60, 19, 2])
     by_fold = np.bincount(folds[0, part][labels[part] == 0], minlength=5)
     assert by_fold.min() >= 23
     assert by_fold.max() <= 25
-    np.testing.assert_array_equal(selection._draw_part(problem, 1000), np.arange(1000))
-    assert set(selection._draw_part(problem, 200)) != set(part)  # drawn by the generator
+    np.testing.assert_array_equal(cross_validation.draw_part(sample, 1000, rng), np.arange(1000))
+    assert set(cross_validation.draw_part(sample, 200, rng)) != set(part)  # drawn by the generator
+
+
+def test_least_squares_out_of_fold_are_fits_without_the_fold() -> None:
+    """Against scikit-learn's ridge regression on the other folds, with weights."""
+    rng = np.random.default_rng(0)
+    labels = make_labels(120, 3)
+    rows = (rng.normal(size=(120, 7)) + np.eye(7)[labels]).astype(np.float32)
+    importance, folds = rng.uniform(0.5, 2, 120), make_folds(labels, 4, repeats=2)
+    found = cross_validation.predict_by_least_squares(rows, Sample(labels, importance, folds, 3), (2.0, 0.1))
+    assert found.shape == (2, 2, 120, 3)
+    for way, number, fold in np.ndindex(2, 2, 4):
+        held = folds[way] == fold
+        weights = importance[~held] / importance[~held].sum()
+        model = Ridge((2.0, 0.1)[number]).fit(rows[~held], 10 * np.eye(3)[labels[~held]], sample_weight=weights)
+        # Its objective is this one: the weights sum to 1.
+        np.testing.assert_allclose(found[way, number, held], model.predict(rows[held]), atol=1e-3)
+
+
+def test_many_classes_take_some_rows_for_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = make_labels(900, 3)
+    logits = (3 * np.eye(3)[labels] + np.random.default_rng(0).normal(0, 3, (900, 3))).astype(np.float32)
+    exact = cross_validation.compute_calibrated_losses(logits, labels)
+    monkeypatch.setattr(cross_validation, "_MAX_TEMPERATURE_NUMBERS", 900)
+    assert exact.mean() < cross_validation.compute_calibrated_losses(logits, labels).mean() < 1.02 * exact.mean()
+
+
+def test_wide_candidates_keep_the_columns_that_vary_most() -> None:
+    first, second = np.diag([3.0, 1, 0.1]).astype(np.float32), np.diag([2.0, 0.5, 0.2]).astype(np.float32)
+    kept = comparison._join([first, second], 3)
+    np.testing.assert_array_equal(kept, np.stack([first[:, 0], first[:, 1], second[:, 0]], axis=1))
+    assert comparison._join([first, second], 6).shape == (3, 6)
+
+
+@pytest.mark.parametrize(("excess", "expected"), [(-5, True), (8, True), (9, False), (30, False)])
+def test_a_top_layer_near_the_best_ends_the_comparison(excess: int, expected: bool) -> None:
+    errors = (np.arange(3000) < 300).astype(float)
+    more = (np.arange(3000) < 300 + excess).astype(float)
+    # The standard error of 300 in 3000 is 16.4 pictures, half of it 8.2.
+    results = [Result(EARLY, (1.0,), errors[None], errors[None]), Result(TOP, (1.0,), more[None], more[None])]
+    assert selection._is_decided(results, LAYOUT) is expected
+    assert not selection._is_decided(results[:1], LAYOUT)
 
 
 def test_large_tables_are_screened_on_a_part_and_fitted_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_SCREEN_ROWS": 120, "_CHOICE_ROWS": 200, "_ROWS_PER_READ": 70, "_MAX_COMPONENTS": 64}.items():
+    monkeypatch.setattr(comparison, "_SCREEN_ROWS", 120)
+    for name, value in {"_CHOICE_ROWS": 200, "_ROWS_PER_READ": 70, "_ROWS_PER_TASK": 20}.items():
         monkeypatch.setattr(selection, name, value)
     labels = make_labels(500, 3)
     table = make_table(labels, {"mid": 0.8})
@@ -358,7 +402,7 @@ def test_large_tables_are_screened_on_a_part_and_fitted_on_all(monkeypatch: pyte
 
     found = select_head(read, LAYOUT, labels, make_folds(labels), 3, rng=np.random.default_rng(0))
     assert max(reads) <= 70  # never more rows in memory than asked for at once
-    assert sum(reads) == 120 + 200 + 200 + 500
+    assert sum(reads) == 200 + 500  # once to compare, and once to fit
     assert {score.num_images for score in found.scores if score.is_finalist} == {200}
     assert {score.num_images for score in found.scores if not score.is_finalist} == {120}
     assert found.head.layers == MID

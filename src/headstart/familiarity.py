@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import threadpoolctl
 
 from headstart.graph import GraphBuilder, PooledLayer
+from headstart.heads.components import find_components
+from headstart.parallel import count_cpus, map_bounded
 
 if TYPE_CHECKING:
     from headstart.features import FeatureLayout
@@ -52,9 +55,13 @@ class Distance:
 
     def compute(self, features: np.ndarray) -> np.ndarray:
         """Squared distances float32 (M,) of features float32 (M, D)."""
-        centred = _normalise(features) - self.mean
+        return self.compute_of_units(_normalise(features))
+
+    def compute_of_units(self, units: np.ndarray) -> np.ndarray:
+        """The same of features over their length."""
+        centred = units - self.mean
         inside = centred @ self.components
-        nearest = np.full(len(features), np.inf, np.float32)
+        nearest = np.full(len(units), np.inf, np.float32)
         for mean in self.class_means:
             nearest = np.minimum(nearest, np.square(inside - mean) @ self.weights)
         return np.asarray(nearest + np.einsum("nd,nd->n", centred, centred) - np.einsum("nd,nd->n", inside, inside))
@@ -190,14 +197,24 @@ def fit_familiarity(
     # More components would follow single pictures, or leave nothing outside; and other counts in the folds than at last
     # would make distances that do not compare.
     count = max(1, min(_MAX_COMPONENTS, num_fitted // _IMAGES_PER_COMPONENT, features.shape[1] // 2))
-    distance = _fit_distance(features, labels, count, rng)
+    units = _normalise(features)
+
+    def fit_without(task: tuple[np.ndarray, np.random.Generator]) -> tuple[Distance, np.ndarray]:
+        left_out, own_rng = task
+        distance = _fit_distance(units[~left_out], labels[~left_out], count, own_rng)
+        return distance, distance.compute_of_units(units[left_out])
+
+    everything = np.zeros(len(units), bool)
+    left_out = [everything, *(folds == fold for fold in present if unseen is None)]
+    # Fits are independent of each other; threads inside their products would make sums depend on their number.
+    with threadpoolctl.threadpool_limits(1):
+        tasks = zip(left_out, rng.spawn(len(left_out)), strict=True)
+        (distance, _), *others = [fitted for _, fitted in map_bounded(fit_without, tasks, count_cpus())]
     if unseen is not None:
         return _fit_curve(layer, distance, distance.compute(unseen))
-    found = np.empty(len(features), np.float32)
-    for fold in present:
-        held_out = folds == fold
-        other = _fit_distance(features[~held_out], labels[~held_out], count, rng)
-        found[held_out] = other.compute(features[held_out])
+    found = np.empty(len(units), np.float32)
+    for held_out, (_, distances) in zip(left_out[1:], others, strict=True):
+        found[held_out] = distances
     return _fit_curve(layer, distance, found)
 
 
@@ -206,13 +223,13 @@ def _normalise(features: np.ndarray) -> np.ndarray:
     return np.asarray(features / np.maximum(lengths, np.float32(_LEAST_LENGTH))[:, None])
 
 
-def _fit_distance(features: np.ndarray, labels: np.ndarray, count: int, rng: np.random.Generator) -> Distance:
-    centred = _normalise(features)
-    mean = centred.mean(axis=0)
-    centred -= mean
+def _fit_distance(units: np.ndarray, labels: np.ndarray, count: int, rng: np.random.Generator) -> Distance:
+    mean = units.mean(axis=0)
+    centred = units - mean
     num_images, num_features = centred.shape
-    components = _find_components(centred, count, rng)
-    inside = centred @ components
+    components, inside = find_components(centred, count, rng, num_iterations=2)
+    # Where the pictures vary in fewer directions, the others are empty ones.
+    components, inside = (np.pad(each, ((0, 0), (0, count - each.shape[1]))) for each in (components, inside))
     _, numbers = np.unique(labels, return_inverse=True)
     sums = np.zeros((numbers.max() + 1, count), np.float32)
     np.add.at(sums, numbers, inside)
@@ -227,16 +244,6 @@ def _fit_distance(features: np.ndarray, labels: np.ndarray, count: int, rng: np.
         class_means=class_means @ turn,
         weights=(floor / np.maximum(variances, floor)).astype(np.float32),
     )
-
-
-def _find_components(centred: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """float32 (D, count): leading principal axes by a randomised range finder (Halko, Martinsson and Tropp 2011)."""
-    basis = rng.standard_normal((centred.shape[1], min(count + 16, centred.shape[1])), dtype=np.float32)
-    for _ in range(3):
-        basis = np.linalg.qr(centred.T @ (centred @ basis))[0]
-    inner = centred @ basis
-    axes = np.linalg.eigh(inner.T @ inner)[1][:, ::-1][:, :count]
-    return np.asarray(basis @ axes)
 
 
 def _fit_curve(layer: PooledLayer, distance: Distance, found: np.ndarray) -> Familiarity:

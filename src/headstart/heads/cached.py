@@ -29,7 +29,6 @@ from headstart.features import (
 from headstart.graph import PooledLayer
 from headstart.heads.from_file import Head
 from headstart.heads.selection import PENALTIES, Selection, select_head
-from headstart.heads.svm import SVM_PENALTIES, select_svm
 from headstart.parallel import Progress
 from headstart.splits import assign_folds, get_split_key
 
@@ -108,6 +107,8 @@ def fit_head(
         "on_progress": progress,
     }
     if settings.head == "svm":
+        from headstart.heads.svm import SVM_PENALTIES, select_svm  # scikit-learn takes long to load
+
         # Its fits are slow, so the layers are chosen by logistic regression, and only the penalty by its own.
         chosen = select_head(*problem, candidates=candidates, **options)
         return select_svm(*problem, candidates=[chosen.head.layers], penalties=penalties or SVM_PENALTIES, **options)
