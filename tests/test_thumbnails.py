@@ -17,7 +17,7 @@ from headstart.report.thumbnails import Thumbnail, Wanted, make_thumbnail, make_
 
 def decode(thumbnail: Thumbnail) -> np.ndarray:
     image = Image.open(io.BytesIO(thumbnail.data))
-    assert image.format == "WEBP"
+    assert image.format == ("WEBP" if thumbnail.is_exact else "JPEG")
     assert image.size == (thumbnail.width_px, thumbnail.height_px)
     return np.asarray(image.convert("RGB"))
 

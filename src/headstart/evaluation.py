@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class Evaluation:
     sha256: tuple[str, ...]
     labels: IntArray
     probs: npt.NDArray[np.float32]
+    _figures: dict[int, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("classes", "paths", "sha256"):
@@ -114,8 +115,14 @@ class Evaluation:
         benchmarks/coverage.py simulates how often they hold the truth.
 
         `log_loss` is in nats, the rest are fractions. Numbers are rounded to 12 digits, so that processors which differ
-        in the last bit give the same.
+        in the last bit give the same. They are computed once for a seed; what is nested in the dict is shared by all
+        who ask, and not to be changed.
         """
+        if seed not in self._figures:
+            self._figures[seed] = self._compute_figures(seed)
+        return dict(self._figures[seed])
+
+    def _compute_figures(self, seed: int) -> dict[str, Any]:
         num_images, num_classes = self.probs.shape
         predicted = self.predicted
         scores = metrics.compute_precision_recall_f1(self.labels, predicted, num_classes)

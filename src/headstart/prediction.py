@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -85,7 +86,7 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({len(self.classes)} classes, {self.metadata.backbone.get('name', 'foreign')})"
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Digest of the file."""
         return compute_sha256(self.data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,8 @@ class TrainingRecord:
     out_of_fold: Evaluation
     num_forward: int
     settings: TrainSettings
+    extractor: Extractor | None = field(default=None, repr=False, compare=False)
+    """What computed the features, so that a report need not make it again."""
     trials: tuple[Trial, ...] = ()
     """What became of each backbone, the chosen one first, where there was a choice."""
 
@@ -148,7 +150,7 @@ def train(
         }
         familiarity = fit_head_familiarity(parts["train"], head, extractor, cache, chosen)
     record = TrainingRecord(
-        report, head, selection, trained, evaluations, out_of_fold, extraction.num_forward, chosen, trials
+        report, head, selection, trained, evaluations, out_of_fold, extraction.num_forward, chosen, extractor, trials
     )
     progress("checking the classifier", 0, 0)
     metadata = replace(make_metadata(dataset, extractor.backbone, record), familiarity=familiarity.to_json())

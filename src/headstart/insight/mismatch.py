@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import rankdata
-from sklearn.decomposition import PCA
 
 from headstart.errors import DataError, raise_all
 from headstart.insight.properties import measure_properties
@@ -219,6 +217,8 @@ def _tell_apart(
     folds = assign_folds(is_test.astype(np.int64), keys, num_folds=_NUM_FOLDS)
     scale = features.std(axis=0)
     features = (features - features.mean(axis=0)) / np.where(scale > 0, scale, 1)
+    from sklearn.decomposition import PCA
+
     count = min(_NUM_COMPONENTS, len(features) // 2, features.shape[1])
     seed = int(rng.integers(2**31))
     columns = PCA(count, svd_solver="randomized", random_state=seed).fit_transform(features).astype(np.float64)
@@ -259,6 +259,8 @@ def _compute_auroc(scores: FloatArray, sources: np.ndarray, strata: IntArray) ->
 
 def _rank(values: FloatArray) -> FloatArray:
     """Ranks from 1 along axis 0, equal values sharing their mean rank."""
+    from scipy.stats import rankdata
+
     return np.asarray(rankdata(values, axis=0), np.float64)
 
 

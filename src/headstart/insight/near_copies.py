@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from headstart.errors import DataError, ImageError
 from headstart.features import Picture, Progress
@@ -219,6 +217,9 @@ def _name_kind(mirrored: float, moved: float) -> str:
 
 def _group(num_pictures: int, copies: Sequence[NearCopy]) -> Iterator[tuple[int, ...]]:
     """Connected components of two and more, in the order of their first pictures."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     first, second = [copy.first for copy in copies], [copy.second for copy in copies]
     graph = coo_array((np.ones(len(copies)), (first, second)), shape=(num_pictures, num_pictures))
     component = connected_components(graph, directed=False)[1]

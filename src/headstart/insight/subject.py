@@ -14,7 +14,6 @@ from headstart.backbones.loading import load_backbone
 from headstart.config import TrainSettings
 from headstart.data_check import DataReport
 from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
-from headstart.decode import ImageFacts
 from headstart.errors import HeadstartError
 from headstart.evaluation import Evaluation
 from headstart.feature_cache import FeatureCache
@@ -45,7 +44,6 @@ class Subject:
     classifier: Classifier
     settings: TrainSettings
     data: DataReport
-    facts: dict[str, ImageFacts]
     head: Head
     extractor: Extractor
     cache: FeatureCache
@@ -70,6 +68,7 @@ class Subject:
         return self.read(records, get_top_layer(self.extractor.layout))
 
     def read(self, records: Sequence[ImageRecord], layers: Sequence[PooledLayer]) -> np.ndarray:
+        """float32 (N, D): the layers' features side by side."""
         return read_features([record.sha256 for record in records], layers, self.extractor, self.cache)
 
 
@@ -107,7 +106,6 @@ def open_subject(
         classifier=classifier,
         settings=settings,
         data=data,
-        facts=extraction.facts,
         head=head,
         extractor=extractor,
         cache=cache,
@@ -126,19 +124,18 @@ def open_trained(
     network sees the pictures that only the one before it has seen."""
     record: Any = classifier.training
     settings, dataset = record.settings, record.report.dataset
-    extractor = _open_extractor(classifier, settings)
+    extractor = getattr(record, "extractor", None) or _open_extractor(classifier, settings)
     records = {name: [each for each in dataset.records if each.split == name] for name in SPLITS}
-    pictures = [Picture(each.sha256, each.path) for each in dataset.records]
-    extraction = extract_features(
-        pictures, extractor, cache, lambda done, total: progress("extracting features", done, total)
-    )
+    digests = {each.sha256 for each in dataset.records}
+    if digests - cache.find_features(cache.get_recipe(extractor.recipe_key, extractor.name), digests):
+        pictures = [Picture(each.sha256, each.path) for each in dataset.records]
+        extract_features(pictures, extractor, cache, lambda done, total: progress("extracting features", done, total))
     selection = getattr(record, "selection", None)
     out_of_fold = None if is_tuned(classifier) else getattr(record, "out_of_fold", None)
     return Subject(
         classifier=classifier,
         settings=settings,
         data=record.report,
-        facts=extraction.facts,
         head=read_head(classifier.metadata, classifier.data),
         extractor=extractor,
         cache=cache,

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar
 
 from headstart._files import say_os_error, show_path
 from headstart.csv_text import escape_text, quote_field, unescape_text
@@ -31,6 +30,8 @@ from headstart.tables import raise_bad_rows
 _MAX_FIT_ROWS = 10_000
 _ROWS_AT_ONCE = 10_000
 _MAX_EM_STEPS = 200
+# An interval's end may miss the quantile by so much of 3.841.
+_MAX_ROOT_STEPS, _ROOT_VALUE = 60, 0.02
 # The logarithm of the exponent goes in steps of 0.02, from -1 to 3: heads fitted to wrong labels are too timid.
 _STEP = 0.02
 _STEPS = range(-50, 151, 20)
@@ -170,14 +171,20 @@ def _score_labels(probs: np.ndarray, labels: IntArray, mixture: _Mixture) -> tup
 def _fit_mixture(own_at: OwnAt, labels: IntArray, num_classes: int, shared: bool, total: float | None) -> _Mixture:
     """Maximum likelihood over the sharpness and the rates, which are equal where `shared` and sum to `total` if any."""
 
-    def fit(step: float) -> _Mixture:
-        loss, rates = _fit_rates(own_at(round(step)), labels, num_classes, shared, total)
-        return _Mixture(loss, float(np.exp(round(step) * _STEP)), rates)
+    @cache
+    def fit(step: int) -> _Mixture:
+        loss, rates = _fit_rates(own_at(step), labels, num_classes, shared, total)
+        return _Mixture(loss, float(np.exp(step * _STEP)), rates)
 
     middle = min(_STEPS, key=lambda step: fit(step).loss)  # there may be several minima
-    bounds = (middle - _STEPS.step, middle + _STEPS.step)
-    found = minimize_scalar(lambda step: fit(step).loss, bounds=bounds, method="bounded", options={"xatol": 0.5})
-    return fit(found.x)
+    low, high = middle - _STEPS.step, middle + _STEPS.step
+    while low < high:  # beside it there is one
+        left = (low + high) // 2
+        if fit(left).loss <= fit(left + 1).loss:
+            high = left
+        else:
+            low = left + 1
+    return fit(low)
 
 
 def _fit_rates(
@@ -209,12 +216,30 @@ def _find_interval(own_at: OwnAt, labels: IntArray, mixture: _Mixture) -> tuple[
         loss = _fit_mixture(own_at, labels, len(mixture.rates), shared, total).loss
         return 2 * len(labels) * (loss - mixture.loss) - _CHI2_95
 
-    low = 0.0 if excess(0.0) <= 0 else brentq(excess, 0.0, best, xtol=0.02 * best)
+    low = 0.0 if excess(0.0) <= 0 else _find_root(excess, 0.0, best)
     above = max(2 * best, 0.001)
     while above < _MAX_RATE and excess(above) <= 0:
         above *= 2
-    high = _MAX_RATE if above >= _MAX_RATE else brentq(excess, best, above, xtol=0.02 * above)
+    high = _MAX_RATE if above >= _MAX_RATE else _find_root(excess, best, above)
     return float(low), float(high)
+
+
+def _find_root(compute: Callable[[float], float], low: float, high: float) -> float:
+    """Where `compute`, of different signs at `low` and `high`, is 0 to within _ROOT_VALUE: false position with the
+    Illinois rule (Dowell and Jarratt 1971)."""
+    at_low, at_high, kept = compute(low), compute(high), 0
+    for _ in range(_MAX_ROOT_STEPS):
+        middle = (low * at_high - high * at_low) / (at_high - at_low)
+        value = compute(middle)
+        if abs(value) <= _ROOT_VALUE:
+            break
+        if (value > 0) == (at_high > 0):
+            high, at_high = middle, value
+            at_low, kept = (at_low / 2 if kept < 0 else at_low), -1
+        else:
+            low, at_low = middle, value
+            at_high, kept = (at_high / 2 if kept > 0 else at_high), 1
+    return middle
 
 
 def describe_suspects(suspects: Suspects) -> Gallery:

@@ -82,6 +82,7 @@ class _Answers:
     distance: float | None = None
     num_leaking: int = 0
     figures: dict[str, Any] | None = None
+    top: np.ndarray | None = None  # of all training pictures, where they are few enough to be held
     sections: list[Section] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
 
@@ -89,7 +90,8 @@ class _Answers:
 def build_report(subject: Subject, request: Request, progress: Progress) -> tuple[Report, Suspects | None]:
     """The report of a classifier and the pictures of its training, and the labels that look wrong."""
     figures = subject.evaluation.compute_figures(subject.settings.seed) if subject.evaluation else None
-    answers = _Answers(figures=figures)
+    train = subject.records["train"]
+    answers = _Answers(figures=figures, top=subject.read_top(train) if len(train) <= _MAX_HELD else None)
     _add_mistakes(answers, subject, progress)
     _add_suspects(answers, subject, request)
     _add_course(answers, subject, request)
@@ -98,7 +100,6 @@ def build_report(subject: Subject, request: Request, progress: Progress) -> tupl
     if request.thorough:
         _add_near_copies(answers, subject, progress)
         _add_mismatch(answers, subject, progress)
-    train = subject.records["train"]
     if subject.settings.weights is None and not subject.is_tuned:
         layout = subject.extractor.layout
         answers.distance = measure_imagenet_distance(subject.settings.backbone, _read_sample(subject), layout)
@@ -110,9 +111,7 @@ def build_report(subject: Subject, request: Request, progress: Progress) -> tupl
         evaluation=subject.evaluation,
         figures=figures,
         headline=_say_headline(subject),
-        sheet=tuple(
-            choose_sheet(train, classes, features=subject.read_top(train) if len(train) <= _MAX_HELD else None)
-        ),
+        sheet=tuple(choose_sheet(train, classes, features=answers.top)),
         advice=advise(_collect_findings(answers, subject, request)),
         galleries=tuple(answers.galleries),
         sections=tuple(answers.sections),
@@ -164,7 +163,8 @@ def _add_mistakes(answers: _Answers, subject: Subject, progress: Progress) -> No
     near: dict[str, tuple[Neighbour, ...]] = {}
     if len(rows):
         tested = [subject.tested[row] for row in rows.tolist()]
-        found = find_neighbours(subject.read_top(tested), subject.read_top(train), _NUM_NEIGHBOURS)
+        held = subject.read_top(train) if answers.top is None else answers.top
+        found = find_neighbours(subject.read_top(tested), held, _NUM_NEIGHBOURS)
         for record, indices, similarities in zip(tested, *found, strict=True):
             near[record.sha256] = tuple(
                 Neighbour(train[index].path, train[index].label, similarity)
@@ -222,9 +222,10 @@ def _add_learning_curve(answers: _Answers, subject: Subject, request: Request, p
     labels = np.array([record.label for record in train], np.int64)
     num_classes = len(subject.classifier.classes)
     layout = subject.extractor.layout
+    is_held = answers.top is not None and subject.head.layers == get_top_layer(layout)
     try:
         answers.curve = compute_learning_curve(
-            subject.read(train, subject.head.layers),
+            answers.top if is_held else subject.read(train, subject.head.layers),
             labels,
             [get_split_key(record) for record in train],
             num_classes,

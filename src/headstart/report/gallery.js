@@ -53,7 +53,8 @@ function frame(number, box, alt, heat) {
   let scale = box / Math.max(ownWidth, ownHeight);
   if (scale > 1 && isExact) scale = Math.floor(scale);
   const width = Math.max(1, Math.round(ownWidth * scale)), height = Math.max(1, Math.round(ownHeight * scale));
-  const image = el("img", { alt, width, height, decoding: "async", src: `data:image/webp;base64,${code}`, draggable: false });
+  const src = `data:image/${isExact ? "webp" : "jpeg"};base64,${code}`;
+  const image = el("img", { alt, width, height, decoding: "async", src, draggable: false });
   if (isExact && scale > 1) image.className = "pixels";
   const sized = el("span", { className: "sized" }, image);
   sized.style.width = `${width}px`;

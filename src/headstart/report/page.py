@@ -181,7 +181,8 @@ def _make_data(
 def _embed_pictures(
     galleries: list[Gallery], on_progress: Callable[[int, int], None] | None
 ) -> tuple[list[Any], dict[tuple[str, str], int]]:
-    """[base64 of WebP, width, height, whether exact] or the reason for every picture; (path, SHA-256) to its number."""
+    """[base64 of the thumbnail, width, height, whether exact] or the reason for every picture; (path, SHA-256) to its
+    number."""
     items = [item for gallery in galleries for item in gallery.items]
     wanted = {(item.path, item.sha256): Wanted(item.path, item.sha256) for item in items}
     for near in chain.from_iterable(item.neighbours for item in items):
