@@ -34,6 +34,7 @@ _MAX_FOLLOWERS = 500
 _MIN_FOR_USUAL_FORMAT = 10
 _USUAL_FORMAT_FRAC = 0.9
 _MAX_NAMED = 5  # paths in one message
+_FILES_PER_TASK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,16 @@ def hash_images(
     """
     records: list[ImageRecord] = []
     problems = list(dataset.problems)
-    hashed = map_bounded(lambda record: _hash_image(record, limits), dataset.records, num_threads)
-    for done, (_, result) in enumerate(hashed, start=1):
+    limits = limits or DecodeLimits()
+
+    def hash_part(part: Sequence[ImageRecord]) -> list[ImageRecord | Problem]:
+        return [_hash_image(record, limits) for record in part]
+
+    # To hand a file to a thread and its hash back takes as long as hashing it, so they go by the dozen.
+    starts = range(0, len(dataset.records), _FILES_PER_TASK)
+    parts = (dataset.records[start : start + _FILES_PER_TASK] for start in starts)
+    hashed = (result for _, results in map_bounded(hash_part, parts, num_threads) for result in results)
+    for done, result in enumerate(hashed, start=1):
         if isinstance(result, Problem):
             problems.append(result)
         else:
@@ -99,14 +108,14 @@ def hash_images(
     return replace(dataset, records=tuple(records), problems=tuple(problems))
 
 
-def _hash_image(record: ImageRecord, limits: DecodeLimits | None) -> ImageRecord | Problem:
+def _hash_image(record: ImageRecord, limits: DecodeLimits) -> ImageRecord | Problem:
     try:
-        data = read_image_file(record.path, limits or DecodeLimits())
+        data = read_image_file(record.path, limits)
         if (kind := sniff_format(data[:1024])) not in EXTENSIONS:
             raise refuse_format(kind)
     except ImageError as error:
         return Problem(error.code, error.reason, record.path)
-    return replace(record, sha256=compute_sha256(data))
+    return ImageRecord(record.path, record.label, record.split, record.group, compute_sha256(data))
 
 
 def resolve_duplicates(dataset: ImageDataset) -> ImageDataset:
@@ -121,6 +130,8 @@ def resolve_duplicates(dataset: ImageDataset) -> ImageDataset:
             by_hash[record.sha256].append(record)
     dropped: dict[int, Problem] = {}
     for copies in by_hash.values():
+        if len(copies) == 1:
+            continue
         if len({copy.label for copy in copies}) > 1:
             named = _name_paths([f"{show_path(copy.path)} ({dataset.classes[copy.label]})" for copy in copies], 20)
             text = f"the same bytes are in several classes: {named}. Keep the right one"

@@ -150,10 +150,14 @@ def read_image_file(path: str | os.PathLike[str], limits: DecodeLimits = DEFAULT
         _check_file(before, limits, name)
         # The file may have been replaced since: O_NONBLOCK keeps a pipe from holding us, fstat looks again.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        with open(os.open(name, flags), "rb") as file:
-            _check_file(os.fstat(file.fileno()), limits, name)
-            data = file.read(limits.max_file_bytes + 1)
-            after = os.fstat(file.fileno())
+        descriptor = os.open(name, flags)
+        try:
+            opened = os.fstat(descriptor)
+            _check_file(opened, limits, name)
+            data = _read_up_to(descriptor, opened.st_size + 1)
+            after = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         if os.path.islink(name):
             raise ImageError("broken-link", "the link leads to nothing", name) from None
@@ -165,6 +169,16 @@ def read_image_file(path: str | os.PathLike[str], limits: DecodeLimits = DEFAULT
     if len(data) != before.st_size or (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
         raise ImageError("changed-while-reading", "the file changed while it was read (run again)", name)
     return data
+
+
+def _read_up_to(descriptor: int, count: int) -> bytes:
+    # A single read of a local file brings all of it; asking for much more than that would take and return the memory.
+    data = os.read(descriptor, count)
+    parts = [data]
+    while data and (count := count - len(data)) > 1:
+        data = os.read(descriptor, count)
+        parts.append(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _check_file(found: os.stat_result, limits: DecodeLimits, name: str) -> None:

@@ -161,6 +161,7 @@ class FeatureCache:
         now = int(time.time())
         for keys in _batched(pictures):
             marks = ",".join("?" * len(keys))
+            asked = set(keys)
             rows = self.connection.execute(
                 "SELECT id, picture, used_s, checksum, CAST(data AS BLOB) FROM features "
                 f"WHERE recipe = ? AND picture IN ({marks})",
@@ -168,7 +169,7 @@ class FeatureCache:
             )
             stale = []
             for row, picture, used_s, checksum, data in rows:
-                if zlib.crc32(picture + data) == checksum and picture in keys:
+                if zlib.crc32(data, zlib.crc32(picture)) == checksum and picture in asked:
                     found.add(picture.hex())
                     if now - used_s > _DAY_S:
                         stale.append((now, row))
@@ -204,7 +205,7 @@ class FeatureCache:
         values = []
         for picture, features in rows:
             key, data = bytes.fromhex(picture), features.tobytes()
-            values.append((recipe, key, now, zlib.crc32(key + data), data))
+            values.append((recipe, key, now, zlib.crc32(data, zlib.crc32(key)), data))
         self._insert(
             "INSERT OR REPLACE INTO features (recipe, picture, used_s, checksum, data) VALUES (?, ?, ?, ?, ?)", values
         )

@@ -6,6 +6,7 @@ flight is bounded, so memory does not grow with the number of pictures.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,7 +19,16 @@ from headstart.backbones.catalog import CLASS_TOKEN, POOLED, Backbone, Layer
 from headstart.decode import DECODER_VERSION, ImageFacts
 from headstart.errors import ConfigError, ImageError, suggest
 from headstart.feature_cache import FeatureCache
-from headstart.graph import FEATURES, IMAGE, GraphBuilder, PooledLayer, PreprocessSpec, add_pooling, extend_graph
+from headstart.graph import (
+    FEATURES,
+    IMAGE,
+    GraphBuilder,
+    PooledLayer,
+    PreprocessSpec,
+    add_pooling,
+    extend_graph,
+    narrow_output,
+)
 from headstart.parallel import count_cpus, map_bounded
 from headstart.pictures import PictureSource, load_picture
 
@@ -31,6 +41,7 @@ _MIN_CHANNELS = 32
 _MIN_BLOCK_FEATURES = 128
 _MAX_GRID = 4
 _ROWS_PER_COMMIT = 64
+_HALF = "features_half"
 
 
 @dataclass(frozen=True)
@@ -151,18 +162,31 @@ class GraphRunner:
         self.name = name
         self.preprocess = preprocess
         self.num_threads = num_threads or count_cpus()
-        data = model.SerializeToString(deterministic=True)
-        self.recipe_key = f"{compute_sha256(data)}/decoder-{DECODER_VERSION}/float16"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        key = compute_sha256(model.SerializeToString(deterministic=True))
+        self.recipe_key = f"{key}/decoder-{DECODER_VERSION}/float16"
+        self._model = model
+        self._session: onnxruntime.InferenceSession | None = None
+        self._lock = threading.Lock()
 
     def run(self, pixels: np.ndarray, sha256: str = "") -> np.ndarray:
         """Features float16 (D,) of one RGB picture uint8 (H, W, 3); what draws views of it needs its SHA-256."""
-        features = self._session.run([FEATURES], {IMAGE: pixels})[0]
-        # Half precision reaches 65,504; a network that goes beyond is cut there rather than made infinite.
-        return np.clip(features, -65504, 65504).astype(np.float16)
+        session = self._session or self._open_session()
+        features: np.ndarray = session.run([_HALF], {IMAGE: pixels})[0]
+        return features
+
+    def _open_session(self) -> onnxruntime.InferenceSession:
+        """Only when the first picture comes: where the cache holds all, none does."""
+        with self._lock:
+            if self._session is None:
+                # Half precision reaches 65,504; a network that goes beyond is cut there rather than made infinite.
+                # Done in the graph, that costs a fraction of what NumPy takes.
+                data = narrow_output(self._model, FEATURES, _HALF).SerializeToString()
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = 1
+                options.log_severity_level = 4
+                self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+                del self._model
+            return self._session
 
 
 class Extractor(GraphRunner):
@@ -182,7 +206,8 @@ def build_feature_graph(backbone: Backbone, layout: FeatureLayout) -> onnx.Model
     row = add_pooling(builder, [(block, layer.channels, layer.size) for block, layer in pooled])
     builder.add("Reshape", row, builder.int_constant(-1), output=FEATURES)
     layers = list(dict.fromkeys(block.layer for block in layout.blocks))
-    return extend_graph(backbone.model, layers, builder, FEATURES, layout.num_features)
+    # Not checked here: ONNX Runtime does when it is run, and where the cache holds all it need not be.
+    return extend_graph(backbone.model, layers, builder, FEATURES, layout.num_features, is_checked=False)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import codecs
 import os
 import re
 import struct
-from pathlib import PurePath
 
 from headstart.errors import ImageError
 
@@ -86,7 +85,9 @@ _ADVICE = {
 
 def extension_matches(path: str | os.PathLike[str], format: str) -> bool:
     """Whether the extension promises `format` (of ImageFacts). A name without extension promises nothing: True."""
-    extension = PurePath(path).suffix.lower()
+    name = os.path.basename(path)  # PurePath takes ten times as long
+    at = name.rfind(".")
+    extension = name[at:].lower() if 0 < at < len(name) - 1 else ""
     return not extension or extension in EXTENSIONS.get(format, ())
 
 

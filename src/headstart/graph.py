@@ -83,12 +83,19 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
         return output
 
-    def build(self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> onnx.ModelProto:
+    def build(
+        self,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Sequence[onnx.ValueInfoProto],
+        *,
+        is_checked: bool = True,
+    ) -> onnx.ModelProto:
         graph = helper.make_graph(self.nodes, "headstart", inputs, outputs, self.initializers)
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="headstart"
         )
-        onnx.checker.check_model(model)
+        if is_checked:
+            onnx.checker.check_model(model)
         return model
 
 
@@ -231,11 +238,33 @@ def add_pooling(builder: GraphBuilder, pooled: Sequence[tuple[PooledLayer, int, 
 
 
 def extend_graph(
-    model: onnx.ModelProto, layers: Sequence[str], builder: GraphBuilder, output: str, size: int | str
+    model: onnx.ModelProto,
+    layers: Sequence[str],
+    builder: GraphBuilder,
+    output: str,
+    size: int | str,
+    *,
+    is_checked: bool = True,
 ) -> onnx.ModelProto:
     """The part of `model` that computes `layers`, followed by the builder's nodes, with one float32 (size,) output."""
     kept = onnx.utils.Extractor(model).extract_model([IMAGE], list(layers))
     joined = GraphBuilder()
     joined.nodes = [*kept.graph.node, *builder.nodes]
     joined.initializers = [*kept.graph.initializer, *builder.initializers]
-    return joined.build([IMAGE_INPUT], [helper.make_tensor_value_info(output, TensorProto.FLOAT, [size])])
+    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, [size])]
+    return joined.build([IMAGE_INPUT], outputs, is_checked=is_checked)
+
+
+def narrow_output(model: onnx.ModelProto, output: str, narrowed: str) -> onnx.ModelProto:
+    """The same with one output `narrowed` in float16 for the float32 `output`; what is beyond 65,504 is cut there."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    builder = GraphBuilder(prefix="narrow_")
+    limits = [builder.constant(np.array(limit, np.float32)) for limit in (-65504, 65504)]
+    builder.add("Cast", builder.add("Clip", output, *limits), to=TensorProto.FLOAT16, output=narrowed)
+    result.graph.node.extend(builder.nodes)
+    result.graph.initializer.extend(builder.initializers)
+    shape = [each.dim_value or each.dim_param for each in model.graph.output[0].type.tensor_type.shape.dim]
+    del result.graph.output[:]
+    result.graph.output.append(helper.make_tensor_value_info(narrowed, TensorProto.FLOAT16, shape))
+    return result
