@@ -45,11 +45,16 @@ def _minimise(scores: FloatArray, label_scores: FloatArray) -> float:
     sign once, and db/ds = -b.
     """
 
+    # Classes first: sums over them then run along memory, which for few classes takes a third of the time.
+    by_class = np.ascontiguousarray(scores.T)
+    squares = by_class**2
+
     def derivatives(log_t: float) -> tuple[float, float]:
         b = math.exp(-log_t)
-        p = _softmax(b * scores)
-        mean = (p * scores).sum(axis=1)
-        variance = (p * (scores - mean[:, None]) ** 2).sum(axis=1)
+        powers = np.exp(b * by_class)
+        total = powers.sum(axis=0)
+        mean = np.einsum("kn,kn->n", powers, by_class) / total
+        variance = np.einsum("kn,kn->n", powers, squares) / total - mean**2
         return float((mean - label_scores).mean()), -b * float(variance.mean())
 
     low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)

@@ -27,8 +27,10 @@ _MAX_HALVINGS = 20
 _SUFFICIENT_DECREASE = 1e-4
 # float32 sums over the rows repeat to about this share; a smaller decrease cannot be told from none.
 _OBJECTIVE_NOISE = 2e-7
-# What may be held at a time, in float32 numbers: 32 MiB of logits, and 256 MiB of histories over all problems.
-_MAX_LOGITS = 2**23
+# Logits at a time, float32: 1 MiB stays in a core's own cache between the passes over it.
+_MAX_LOGITS = 2**18
+_MIN_ROWS_AT_ONCE = 128
+# What may be held of histories over all problems, in float32 numbers: 256 MiB.
 _MAX_HISTORY = 2**26
 
 Objective = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -79,17 +81,17 @@ def fit_logistic(
 def _fit_together(
     rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, penalties: np.ndarray, num_classes: int, tolerance: float
 ) -> np.ndarray:
+    # Of two classes one vector is fitted, the difference of theirs: half the work, and the same solution.
+    num_vectors = 1 if num_classes == 2 else num_classes
     weights = np.ascontiguousarray(weights.T, dtype=np.float32)
-    one_hot = np.zeros((len(rows), num_classes), np.float32)
-    one_hot[np.arange(len(rows)), labels] = 1
     scale = _compute_scale(rows, penalties, num_classes)
     ridge = np.zeros((len(penalties), rows.shape[1] + 1, 1), np.float32)
-    ridge[:, :-1] = penalties[:, None, None]
+    ridge[:, :-1] = penalties[:, None, None] / (2 if num_vectors == 1 else 1)
 
     def evaluate(params: np.ndarray, problems: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _evaluate(rows, one_hot, weights[:, problems], ridge[problems], params, scale[problems])
+        return _evaluate(rows, labels, weights[:, problems], ridge[problems], params, scale[problems])
 
-    solution = np.zeros((len(penalties), rows.shape[1] + 1, num_classes), np.float32)
+    solution = np.zeros((len(penalties), rows.shape[1] + 1, num_vectors), np.float32)
     everything = np.arange(len(penalties))
     batch = _Batch(everything, solution.copy(), *evaluate(solution, everything), [], [], [])
     at_start = np.abs(batch.gradient).max(axis=(1, 2))
@@ -102,45 +104,65 @@ def _fit_together(
             break
     else:
         logger.info("%d of %d fits stopped after %d iterations", len(batch.problems), len(penalties), _MAX_ITERATIONS)
-    return solution / scale
+    solution /= scale
+    return np.concatenate([-solution / 2, solution / 2], axis=2) if num_vectors == 1 else solution
 
 
 def _compute_scale(rows: np.ndarray, penalties: np.ndarray, num_classes: int) -> np.ndarray:
     """float32 (B, R + 1, 1): square root of the curvature along a coordinate where all classes are equally likely."""
     spread = (1 - 1 / num_classes) / num_classes
     curvature = np.ones((len(penalties), rows.shape[1] + 1, 1), np.float32) * spread
-    curvature[:, :-1, 0] = spread * np.einsum("nr,nr->r", rows, rows) / len(rows) + penalties[:, None]
+    own = penalties / 2 if num_classes == 2 else penalties
+    curvature[:, :-1, 0] = spread * np.einsum("nr,nr->r", rows, rows) / len(rows) + own[:, None]
     return np.sqrt(curvature)
 
 
 def _evaluate(
-    rows: np.ndarray, one_hot: np.ndarray, weights: np.ndarray, ridge: np.ndarray, params: np.ndarray, scale: np.ndarray
+    rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, ridge: np.ndarray, params: np.ndarray, scale: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Objective (B,) and gradient (B, R + 1, K) in scaled coordinates."""
+    """Objective (B,) and gradient (B, R + 1, V) in scaled coordinates, of V = K vectors, or the one of two classes."""
     num_rows, num_columns = rows.shape
-    num_problems, _, num_classes = params.shape
+    num_problems, _, num_vectors = params.shape
     coefs = params / scale
-    flat = np.ascontiguousarray(coefs[:, :-1].transpose(1, 0, 2)).reshape(num_columns, num_problems * num_classes)
+    # Problems last: sums over classes then run along memory for all problems at once.
+    flat = np.ascontiguousarray(coefs.transpose(1, 2, 0)).reshape(num_columns + 1, num_vectors * num_problems)
     objective = 0.5 * np.einsum("brk,brk->b", ridge * coefs, coefs, dtype=np.float64)
-    product = np.zeros_like(flat)
-    gradient = np.zeros_like(coefs)
-    count = max(1, _MAX_LOGITS // (num_problems * num_classes))
+    gradient = np.zeros_like(flat)
+    count = max(_MIN_ROWS_AT_ONCE, _MAX_LOGITS // (num_problems * num_vectors))
     for start in range(0, num_rows, count):
         part = slice(start, start + count)
-        logits = (rows[part] @ flat).reshape(-1, num_problems, num_classes)
-        logits += coefs[:, -1]
-        logits -= logits.max(axis=2, keepdims=True)
-        of_truth = np.einsum("nbk,nk->nb", logits, one_hot[part])
-        np.exp(logits, out=logits)
-        total = logits.sum(axis=2)
-        objective += np.einsum("nb,nb->b", weights[part], np.log(total) - of_truth, dtype=np.float64)
-        logits *= (weights[part] / total)[:, :, None]
-        logits -= one_hot[part, None] * weights[part, :, None]
-        product += rows[part].T @ logits.reshape(len(logits), -1)
-        gradient[:, -1] += logits.sum(axis=0)
-    gradient[:, :-1] = product.reshape(num_columns, num_problems, num_classes).transpose(1, 0, 2)
-    gradient += ridge * coefs
-    return objective, gradient / scale
+        logits = (rows[part] @ flat[:-1] + flat[-1]).reshape(-1, num_vectors, num_problems)
+        weigh = _weigh_binary if num_vectors == 1 else _weigh_classes
+        objective += weigh(logits, labels[part], weights[part])
+        pull = logits.reshape(len(logits), -1)
+        gradient[:-1] += rows[part].T @ pull
+        gradient[-1] += pull.sum(axis=0)
+    derivative = gradient.reshape(num_columns + 1, num_vectors, num_problems).transpose(2, 0, 1) + ridge * coefs
+    return objective, derivative / scale
+
+
+def _weigh_classes(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Losses (B,), weighted and summed, of logits (n, K, B), which their derivative takes the place of."""
+    each = np.arange(len(labels))
+    logits -= logits.max(axis=1, keepdims=True)
+    of_truth = logits[each, labels]
+    np.exp(logits, out=logits)
+    total = logits.sum(axis=1)
+    logits *= (weights / total)[:, None]
+    logits[each, labels] -= weights
+    return np.asarray(np.einsum("nb,nb->b", weights, np.log(total) - of_truth, dtype=np.float64))
+
+
+def _weigh_binary(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The same of logits (n, 1, B) of the second class over the first."""
+    wrong = logits[:, 0]
+    wrong *= np.where(labels == 1, np.float32(-1), np.float32(1))[:, None]
+    small = np.exp(-np.abs(wrong))
+    losses = np.maximum(wrong, 0) + np.log1p(small)
+    share = np.where(wrong > 0, np.float32(1), small) / (1 + small)
+    share *= weights
+    np.multiply(share, np.where(labels == 1, np.float32(-1), np.float32(1))[:, None], out=wrong)
+    return np.asarray(np.einsum("nb,nb->b", weights, losses, dtype=np.float64))
 
 
 def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:

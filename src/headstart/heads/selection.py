@@ -2,8 +2,8 @@
 
 Every block of features (a layer on a raster) is standardised and projected on its principal components once; a
 candidate is some of these projections side by side, so the decompositions are shared by all penalties, folds and
-combinations, and the penalties and folds of a candidate are solved together. A quick round on few pictures and
-components leaves the candidates that are still in the race; those are compared on more.
+combinations, and the penalties and folds of a candidate are solved together. A quick round by least squares on few
+pictures and components tells whether anything can beat the top layer, and what; those are compared on more.
 
 The projection and the scale see the pictures of all folds but no labels. The final fit repeats the folds for the
 chosen head alone, so that every training picture has a prediction from a fit that did not see it.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import threadpoolctl
@@ -21,6 +21,17 @@ import threadpoolctl
 from headstart.calibration import apply_temperature, fit_temperature
 from headstart.features import FeatureLayout, get_top_layer, list_candidates
 from headstart.graph import PooledLayer
+from headstart.heads.components import Projection
+from headstart.heads.components import fit_projection as fit_projection
+from headstart.heads.cross_validation import (
+    Fitter,
+    Result,
+    Sample,
+    draw_part,
+    judge,
+    predict_by_least_squares,
+    predict_out_of_fold,
+)
 from headstart.heads.fitting import fit_logistic
 from headstart.heads.linear import LinearHead
 from headstart.parallel import count_cpus, map_bounded
@@ -29,19 +40,33 @@ PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 """Strongest first; scikit-learn's C is 1 / (penalty * pictures)."""
 
 _SCREEN_ROWS = 1500
-_SCREEN_COMPONENTS = 128
-_SCREEN_PENALTIES = (1.0, 0.1)
+_SCREEN_COMPONENTS = 64
+_SCREEN_COLUMNS = 320
+_SCREEN_PENALTIES = (10.0, 1.0, 0.1)
+# The top layer stays without further comparison while its errors exceed the best by no more than this share of a
+# standard error: half of what the rule allows, because the quick round is less exact.
+_CLOSE = 0.5
 _FINALISTS = 4
 _CHOICE_ROWS = 3000
+_CHOICE_COMPONENTS = 256
 _MAX_COMPONENTS = 512
+# Numbers of a cross-validation to multiply at a time, so that many classes do not take longer and longer: from 80 on
+# fewer components are kept for it.
+_MAX_CHOICE_WORK = 2**32
+_MIN_COMPONENTS = 64
 # The projected training pictures of the final fit, float32: 128 MiB. Beyond, fewer components are kept.
 _MAX_FIT_NUMBERS = 2**25
 _ROWS_PER_READ = 500
+_ROWS_PER_TASK = 100
 
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """Cross-validated figures of one candidate at its chosen penalty, on the pictures of the last round it reached."""
+    """Cross-validated figures of one candidate at its chosen penalty, on the pictures of the last round it reached.
+
+    Those of the last round are logistic regressions (or what `fit` is), the others least squares on few components,
+    whose log losses are larger and whose `penalty` is not comparable.
+    """
 
     layers: tuple[PooledLayer, ...]
     num_features: int
@@ -66,9 +91,6 @@ class Selection:
 RowReader = Callable[[np.ndarray], np.ndarray]
 """Indices of training pictures to their cached rows, float16 (n, D)."""
 
-Fitter = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
-"""`fit_logistic`, or another that takes and gives the same."""
-
 
 def select_head(
     read_rows: RowReader,
@@ -86,7 +108,7 @@ def select_head(
 ) -> Selection:
     """Choose and fit. `labels` int64 (N,); `class_weights` (K,) multiply the pictures' weights.
 
-    `fit` solves the comparison of the last candidates and the final fit; which these are, logistic regression finds.
+    `fit` solves the comparison of the last candidates and the final fit; which these are, least squares find.
 
     `folds` is int64 (R, N): R ways to divide the pictures, over which a candidate's errors are averaged, because with
     few pictures one way is mostly chance. The final fit uses the first.
@@ -97,221 +119,193 @@ def select_head(
     error of its fewest. Otherwise the log loss decides, which uses more of every prediction: of the candidates and
     penalties within one standard error (of the paired difference) of the least, the one with the fewest features, then
     with the strongest penalty. Log losses are taken after the best temperature.
+
+    Where the quick round already finds the top layer's errors within half a standard error of the best, the others are
+    not compared any further.
     """
     candidates = list(candidates or list_candidates(layout))
     importance = np.ones(len(labels)) if class_weights is None else class_weights[labels]
-    problem = _Problem(read_rows, layout, labels, folds, importance, num_classes, rng, fit)
-    scores: list[CandidateScore] = []
-    if len(candidates) > _FINALISTS:
-        step = functools.partial(on_progress, "comparing layers and poolings")
-        screening = replace(problem, fit=fit_logistic)
-        screened = _cross_validate(screening, candidates, _SCREEN_PENALTIES, _SCREEN_ROWS, _SCREEN_COMPONENTS, step)
-        candidates = _pick_finalists(screened, layout)
-        scores = [_score(result, result.best, layout, False) for result in screened if result.layers not in candidates]
-    step = functools.partial(on_progress, "choosing layers and penalty")
-    finalists = _cross_validate(problem, candidates, penalties, _CHOICE_ROWS, _MAX_COMPONENTS, step)
-    winner, penalty = _choose(finalists, layout)
-    for result in finalists:
-        scores.append(_score(result, penalty if result is winner else result.best, layout, True))
-    scores.sort(key=lambda score: (not score.is_finalist, -score.accuracy, score.num_features))
-    on_progress("fitting the head", 0, 0)
-    head, probs = _fit_final(problem, winner.layers, winner.penalties[penalty])
-    return Selection(head, tuple(scores), probs, get_top_layer(layout), len(np.unique(folds[0])))
+    sample = Sample(labels, importance, folds, num_classes)
+    problem = _Problem(read_rows, layout, sample, fit, rng)
+    part = draw_part(sample, _CHOICE_ROWS, rng)
+    table = _Table(_read(read_rows, part), layout, sample.take(part))
+    # Threads inside the matrix products would wait for each other, and sums depend on their number: blocks, candidates
+    # and chunks of rows get a thread each instead.
+    with threadpoolctl.threadpool_limits(1):
+        return _select(problem, table, candidates, penalties, on_progress)
 
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
     read_rows: RowReader
     layout: FeatureLayout
-    labels: np.ndarray
-    folds: np.ndarray
-    importance: np.ndarray
-    num_classes: int
+    sample: Sample
+    fit: Fitter
     rng: np.random.Generator
-    fit: Fitter = fit_logistic
 
 
 @dataclass(frozen=True, eq=False)
-class _Result:
-    """One candidate: out-of-fold errors (P, n), from 0 to 1, and losses (P, n) for each of its penalties."""
+class _Table:
+    """The rows float16 (n, D) of the pictures that candidates are compared on."""
 
-    layers: tuple[PooledLayer, ...]
-    penalties: tuple[float, ...]
-    errors: np.ndarray
-    losses: np.ndarray
+    rows: np.ndarray
+    layout: FeatureLayout
+    sample: Sample
 
-    @property
-    def best(self) -> int:
-        """Index of the penalty with the least log loss."""
-        return int(self.losses.mean(axis=1).argmin())
+    def take(self, part: np.ndarray) -> _Table:
+        everything = len(part) == len(self.rows)
+        return self if everything else _Table(self.rows[part], self.layout, self.sample.take(part))
 
-    @property
-    def fewest(self) -> int:
-        """Index of the penalty with the fewest errors, the stronger one on a tie."""
-        return int(self.errors.mean(axis=1).argmin())
+    def project(self, pooled: PooledLayer, count: int, rng: np.random.Generator) -> tuple[Projection, np.ndarray]:
+        return fit_projection(self.layout.read_block(self.rows, pooled), count, rng)
 
 
 @dataclass(frozen=True, eq=False)
-class _Projection:
-    """(x - mean) * scale @ components, for one block of features."""
+class _Compared:
+    """A candidate of the last round: its inputs (n, D), what made them, and out-of-fold logits (R, P, n, K)."""
 
-    mean: np.ndarray
-    scale: np.ndarray
-    components: np.ndarray
-
-    def apply(self, block: np.ndarray) -> np.ndarray:
-        return np.asarray(((block - self.mean) * self.scale) @ self.components)
-
-
-def _draw_part(problem: _Problem, num_rows: int) -> np.ndarray:
-    """Indices of about `num_rows` pictures, each class and fold by its share but at least two pictures of a class."""
-    if len(problem.labels) <= num_rows:
-        return np.arange(len(problem.labels))
-    share = num_rows / len(problem.labels)
-    chosen = []
-    for label in range(problem.num_classes):
-        members = np.flatnonzero(problem.labels == label)
-        members = members[np.lexsort((problem.rng.random(len(members)), problem.folds[0, members]))]
-        # Every k-th of the members sorted by fold takes the same share of each fold.
-        count = min(len(members), max(2, round(share * len(members))))
-        chosen.append(members[np.linspace(0, len(members) - 1, count).round().astype(int)])
-    return np.sort(np.concatenate(chosen))
+    result: Result
+    projections: tuple[Projection, ...]
+    inputs: np.ndarray
+    logits: np.ndarray
+    num_components: int
 
 
-def _cross_validate(
+def _read(read_rows: RowReader, part: np.ndarray) -> np.ndarray:
+    pieces = [read_rows(part[start : start + _ROWS_PER_READ]) for start in range(0, len(part), _ROWS_PER_READ)]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _select(
     problem: _Problem,
+    table: _Table,
     candidates: Sequence[tuple[PooledLayer, ...]],
     penalties: Sequence[float],
-    num_rows: int,
-    num_components: int,
-    step: Callable[[int, int], None],
-) -> list[_Result]:
-    part = _draw_part(problem, num_rows)
-    labels = problem.labels[part]
-    blocks = _read_blocks(problem, part, [pooled for layers in candidates for pooled in layers])
+    on_progress: Callable[[str, int, int], None],
+) -> Selection:
+    top = get_top_layer(problem.layout)
+    # The top layer, or what there is no choice beside, is compared as it will be fitted.
+    plain = candidates[0] if len(candidates) == 1 else top if top in candidates else None
+    (plain_rng,) = problem.rng.spawn(1)
 
-    def project(item: tuple[PooledLayer, np.random.Generator]) -> np.ndarray:
-        return fit_projection(blocks.pop(item[0]).astype(np.float32), num_components, item[1])[1]
+    def compare_plain() -> _Compared | None:
+        return plain and _compare(problem, table, plain, penalties, _MAX_COMPONENTS, plain_rng)
 
-    def judge(layers: tuple[PooledLayer, ...]) -> _Result:
-        inputs = np.concatenate([projected[pooled] for pooled in layers], axis=1)
-        errors = np.zeros((len(penalties), len(part)))
-        losses = np.zeros_like(errors)
-        for folds in problem.folds:
-            logits = _predict_out_of_fold(problem, inputs, part, folds[part], penalties)
-            errors += (logits.argmax(axis=2) != labels) / len(problem.folds)
-            losses += np.stack([_compute_calibrated_losses(each, labels) for each in logits]) / len(problem.folds)
-        return _Result(layers, tuple(penalties), errors, losses)
-
-    # Blocks and candidates are independent and mostly small: a thread for each keeps the cores busy, where threads
-    # inside the matrix products would spend their time waiting for each other.
-    with threadpoolctl.threadpool_limits(1):
-        tasks = list(zip(blocks, problem.rng.spawn(len(blocks)), strict=True))
-        projected = {item[0]: inputs for item, inputs in map_bounded(project, tasks, count_cpus())}
-        results = []
-        for _, result in map_bounded(judge, candidates, count_cpus()):
-            results.append(result)
-            step(len(results), len(candidates))
-    return results
-
-
-def _read_blocks(problem: _Problem, part: np.ndarray, pooled: Sequence[PooledLayer]) -> dict[PooledLayer, np.ndarray]:
-    """float16 (n, D) of each block: only these are held, not the whole rows."""
-    blocks = {
-        block: np.empty((len(part), problem.layout.count_features(block)), np.float16)
-        for block in dict.fromkeys(pooled)
-    }
-    for start in range(0, len(part), _ROWS_PER_READ):
-        rows = problem.read_rows(part[start : start + _ROWS_PER_READ])
-        for block, values in blocks.items():
-            values[start : start + len(rows)] = problem.layout.read_block(rows, block)
-    return blocks
-
-
-def _predict_out_of_fold(
-    problem: _Problem, inputs: np.ndarray, part: np.ndarray, folds: np.ndarray, penalties: Sequence[float]
-) -> np.ndarray:
-    """Logits float32 (P, n, K) of each picture from the fit that left its fold out."""
-    labels = problem.labels[part]
-    present = np.unique(folds)
-    weights = np.stack([_normalise(problem.importance[part] * (folds != fold)) for fold in present])
-    coefs = problem.fit(
-        inputs, labels, np.tile(weights, (len(penalties), 1)), np.repeat(penalties, len(present)), problem.num_classes
-    ).reshape(len(penalties), len(present), inputs.shape[1] + 1, problem.num_classes)
-    logits = np.empty((len(penalties), len(labels), problem.num_classes), np.float32)
-    for index, fold in enumerate(present):
-        held_out = folds == fold
-        for number in range(len(penalties)):
-            fit = coefs[number, index]
-            logits[number, held_out] = inputs[held_out] @ fit[:-1] + fit[-1]
-    return logits
-
-
-def _normalise(weights: np.ndarray) -> np.ndarray:
-    return np.asarray(weights / weights.sum(), np.float32)
-
-
-def _compute_calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Cross-entropy (n,) after the best temperature: strong penalties are not blamed for timid probabilities."""
-    scaled = logits / fit_temperature(logits, labels)
-    scaled -= scaled.max(axis=1, keepdims=True)
-    return np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(labels)), labels]
-
-
-def fit_projection(block: np.ndarray, num_components: int, rng: np.random.Generator) -> tuple[_Projection, np.ndarray]:
-    """Standardise with a floor under the variance, then the leading principal components; also the projected rows.
-
-    `block` float32 (N, D) is overwritten.
-    The floor, the mean variance, keeps features that rarely move from being blown up; it lowered the log loss on all
-    collections it was tried on (0.125 to 0.115 on ants and bees, 0.711 to 0.701 on CIFAR-10, top layer).
-    """
-    mean = block.mean(axis=0, dtype=np.float64).astype(np.float32)
-    block -= mean
-    variance = np.einsum("nd,nd->d", block, block) / len(block)
-    scale = 1 / np.sqrt(variance + max(float(variance.mean()), 1e-12))
-    scale /= max(float(np.sqrt((variance * scale**2).mean())), 1e-6)
-    block *= scale
-    projection = _Projection(mean, scale, _find_components(block, num_components, rng))
-    return projection, block @ projection.components
-
-
-def _find_components(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """float32 (D, r): leading principal axes of centred rows (N, D), r at most `count`, N - 1 and D.
-
-    Exact from the smaller of the two Gram matrices while that is small, otherwise by a randomised range finder with
-    one power iteration (Halko, Martinsson and Tropp 2011).
-    """
-    num_rows, num_columns = rows.shape
-    count = min(count, num_rows - 1, num_columns)
-    if num_columns <= 1.5 * count:
-        return np.ascontiguousarray(np.linalg.eigh(rows.T @ rows)[1][:, ::-1][:, :count])
-    if num_rows <= 1.5 * count:
-        values, vectors = np.linalg.eigh(rows @ rows.T)
-        kept = values[::-1][:count] > 1e-6 * values[-1]
-        basis = _orthonormalise(rows.T @ vectors[:, ::-1][:, :count][:, kept])
+    screened: list[Result] = []
+    others = [layers for layers in candidates if layers != plain]
+    if len(candidates) > _FINALISTS:
+        step = functools.partial(on_progress, "comparing layers and poolings")
+        first, screened = _screen(problem, table, candidates, compare_plain, step)
+        finalists = [] if _is_decided(screened, problem.layout) else _pick_finalists(screened, problem.layout)
+        others = [layers for layers in finalists if layers != plain]
     else:
-        basis = rng.standard_normal((num_columns, count + 32), dtype=np.float32)
-        basis = _orthonormalise(rows.T @ (rows @ basis))
-    inner = rows @ basis
-    axes = np.linalg.eigh(inner.T @ inner)[1][:, ::-1][:, :count]
-    return np.ascontiguousarray(basis @ axes)
+        first = compare_plain()
+    step = functools.partial(on_progress, "choosing layers and penalty")
+    coarse = penalties[1::2] if len(penalties) > 3 else penalties
+    compared = [first] if first else []
+    tasks = list(zip(others, problem.rng.spawn(len(others)), strict=True))
+    for _, each in map_bounded(
+        lambda task: _compare(problem, table, task[0], coarse, _CHOICE_COMPONENTS, task[1]), tasks, count_cpus()
+    ):
+        compared.append(each)
+        step(len(compared), len(others) + 1)
+    results = [each.result for each in compared]
+    winner, penalty = _choose(results, problem.layout)
+    number = next(index for index, each in enumerate(results) if each is winner)
+    if len(winner.penalties) < len(penalties):
+        winner = _refine(problem, table, compared[number], penalties)
+        results[number] = winner
+        penalty = _choose([winner], problem.layout)[1]
+    on_progress("fitting the head", 0, 0)
+    chosen = compared[number]
+    head, probs = _fit_final(problem, table, chosen if winner.layers == plain else None, winner, penalty)
+    reached = {result.layers for result in results}
+    scores = [_score(result, result.best, problem.layout, False) for result in screened if result.layers not in reached]
+    for result in results:
+        scores.append(_score(result, penalty if result is winner else result.best, problem.layout, True))
+    scores.sort(key=lambda score: (not score.is_finalist, -score.accuracy, score.num_features))
+    return Selection(
+        head, tuple(scores), probs, get_top_layer(problem.layout), len(np.unique(problem.sample.folds[0]))
+    )
 
 
-def _orthonormalise(columns: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of the columns' span, empty where all are 0.
+def _screen(
+    problem: _Problem,
+    table: _Table,
+    candidates: Sequence[tuple[PooledLayer, ...]],
+    compare_plain: Callable[[], _Compared | None],
+    step: Callable[[int, int], None],
+) -> tuple[_Compared | None, list[Result]]:
+    """Every candidate by least squares on few pictures and components; beside it, in a thread, the plain one in full."""
+    part = table.take(draw_part(table.sample, _SCREEN_ROWS, problem.rng))
+    blocks = list(dict.fromkeys(pooled for layers in candidates for pooled in layers))
+    rngs = dict(zip(blocks, problem.rng.spawn(len(blocks)), strict=True))
 
-    Through their Gram matrix, which is much faster than QR for tall matrices.
-    """
-    lengths = np.linalg.norm(columns, axis=0)
-    columns = columns[:, lengths > 0] / lengths[lengths > 0]
-    if not columns.size:
-        return columns
-    values, vectors = np.linalg.eigh(columns.T @ columns)
-    kept = values > 1e-5 * values[-1]
-    return np.asarray(columns @ (vectors[:, kept] / np.sqrt(values[kept])), np.float32)
+    def run(pooled: PooledLayer | None) -> _Compared | np.ndarray | None:
+        return part.project(pooled, _SCREEN_COMPONENTS, rngs[pooled])[1] if pooled else compare_plain()
+
+    def judge_candidate(layers: tuple[PooledLayer, ...]) -> Result:
+        inputs = _join([projected[pooled] for pooled in layers], _SCREEN_COLUMNS)
+        logits = predict_by_least_squares(inputs, part.sample, _SCREEN_PENALTIES)
+        return judge(layers, _SCREEN_PENALTIES, logits, part.sample.labels)
+
+    projected = dict(map_bounded(run, [None, *blocks], count_cpus()))
+    plain = projected.pop(None)
+    results = []
+    for _, result in map_bounded(judge_candidate, candidates, count_cpus()):
+        results.append(result)
+        step(len(results), len(candidates))
+    return plain, results
 
 
-def _pick_finalists(results: Sequence[_Result], layout: FeatureLayout) -> list[tuple[PooledLayer, ...]]:
+def _join(blocks: Sequence[np.ndarray], limit: int) -> np.ndarray:
+    """Projected blocks side by side; where they have more columns, the `limit` of the largest variance."""
+    inputs = np.concatenate(blocks, axis=1)
+    if inputs.shape[1] <= limit:
+        return inputs
+    order = np.argsort(-np.einsum("nd,nd->d", inputs, inputs), kind="stable")[:limit]
+    return np.ascontiguousarray(inputs[:, np.sort(order)])
+
+
+def _compare(
+    problem: _Problem,
+    table: _Table,
+    layers: tuple[PooledLayer, ...],
+    penalties: Sequence[float],
+    num_components: int,
+    rng: np.random.Generator,
+) -> _Compared:
+    sample = table.sample
+    num_fits = len(penalties) * sum(len(np.unique(folds)) for folds in sample.folds)
+    work = len(sample.labels) * num_fits * sample.num_classes
+    limit = max(_MIN_COMPONENTS, min(_MAX_COMPONENTS, _MAX_CHOICE_WORK // work))
+    count = min(num_components, limit)
+    pairs = [table.project(pooled, count, rng) for pooled in layers]
+    inputs = _join([projected for _, projected in pairs], limit)
+    logits = predict_out_of_fold(inputs, sample, penalties, problem.fit)
+    result = judge(layers, penalties, logits, sample.labels)
+    return _Compared(result, tuple(projection for projection, _ in pairs), inputs, logits, count)
+
+
+def _refine(problem: _Problem, table: _Table, compared: _Compared, penalties: Sequence[float]) -> Result:
+    """The same candidate with all penalties: those that it was compared by and the others."""
+    known = compared.result
+    missing = tuple(penalty for penalty in penalties if penalty not in known.penalties)
+    logits = predict_out_of_fold(compared.inputs, table.sample, missing, problem.fit)
+    more = judge(known.layers, missing, logits, table.sample.labels)
+    order = [(known.penalties + missing).index(penalty) for penalty in penalties]
+    errors, losses = np.concatenate([known.errors, more.errors]), np.concatenate([known.losses, more.losses])
+    return Result(known.layers, tuple(penalties), errors[order], losses[order])
+
+
+def _is_decided(screened: Sequence[Result], layout: FeatureLayout) -> bool:
+    """Whether the quick round leaves the top layer too close to the best for another to be chosen."""
+    top = next((result for result in screened if result.layers == get_top_layer(layout)), None)
+    best = min((result.errors[result.fewest] for result in screened), key=lambda errors: float(errors.mean()))
+    return top is not None and top.errors[top.fewest].mean() <= best.mean() + _CLOSE * _compute_standard_error(best)
+
+
+def _pick_finalists(results: Sequence[Result], layout: FeatureLayout) -> list[tuple[PooledLayer, ...]]:
     """The top layer, the simplest within one standard error of the best, and the least log losses."""
     by_loss = sorted(results, key=lambda result: result.losses.mean(axis=1).min())
     simplest, _ = _choose(results, layout)
@@ -324,7 +318,7 @@ def _pick_finalists(results: Sequence[_Result], layout: FeatureLayout) -> list[t
     return [layers for layers in picked if layers in available]
 
 
-def _choose(results: Sequence[_Result], layout: FeatureLayout) -> tuple[_Result, int]:
+def _choose(results: Sequence[Result], layout: FeatureLayout) -> tuple[Result, int]:
     """The candidate and the index of its penalty; see select_head."""
     top = next((result for result in results if result.layers == get_top_layer(layout)), None)
     limit = min(_add_standard_error(result.errors[result.fewest]) for result in results)
@@ -334,7 +328,7 @@ def _choose(results: Sequence[_Result], layout: FeatureLayout) -> tuple[_Result,
     options = [(result, index) for result in results for index in range(len(result.penalties))]
     least, at = min(options, key=lambda option: option[0].losses[option[1]].mean())
 
-    def is_close(option: tuple[_Result, int]) -> bool:
+    def is_close(option: tuple[Result, int]) -> bool:
         excess = option[0].losses[option[1]] - least.losses[at]
         return bool(excess.mean() <= _compute_standard_error(excess))
 
@@ -353,7 +347,7 @@ def _count_features(layers: Sequence[PooledLayer], layout: FeatureLayout) -> int
     return sum(layout.count_features(pooled) for pooled in layers)
 
 
-def _score(result: _Result, penalty: int, layout: FeatureLayout, is_finalist: bool) -> CandidateScore:
+def _score(result: Result, penalty: int, layout: FeatureLayout, is_finalist: bool) -> CandidateScore:
     return CandidateScore(
         layers=result.layers,
         num_features=_count_features(result.layers, layout),
@@ -365,40 +359,66 @@ def _score(result: _Result, penalty: int, layout: FeatureLayout, is_finalist: bo
     )
 
 
-def _fit_final(problem: _Problem, layers: tuple[PooledLayer, ...], penalty: float) -> tuple[LinearHead, np.ndarray]:
-    """The head on all training pictures, and their out-of-fold probabilities."""
-    num_images = len(problem.labels)
-    num_components = min(_MAX_COMPONENTS, max(64, _MAX_FIT_NUMBERS // (num_images * len(layers))))
-    blocks = _read_blocks(problem, _draw_part(problem, _CHOICE_ROWS), layers)
-    projections = [
-        fit_projection(blocks.pop(pooled).astype(np.float32), num_components, problem.rng)[0] for pooled in layers
-    ]
-    widths = [projection.components.shape[1] for projection in projections]
-    inputs = np.empty((num_images, sum(widths)), np.float32)
-    for start in range(0, num_images, _ROWS_PER_READ):
-        chunk = np.arange(start, min(start + _ROWS_PER_READ, num_images))
-        rows = problem.read_rows(chunk)
-        pieces = zip(layers, projections, strict=True)
-        inputs[chunk] = np.concatenate(
-            [p.apply(problem.layout.read_block(rows, pooled)) for pooled, p in pieces], axis=1
-        )
-    folds = problem.folds[0]
-    present = np.unique(folds)
-    weights = [_normalise(problem.importance * (folds != fold)) for fold in present]
-    weights.append(_normalise(problem.importance))
-    fits = problem.fit(inputs, problem.labels, np.stack(weights), np.full(len(weights), penalty), problem.num_classes)
-    logits = np.empty((num_images, problem.num_classes), np.float32)
-    for fold, fit in zip(present, fits, strict=False):
-        held_out = folds == fold
-        logits[held_out] = inputs[held_out] @ fit[:-1] + fit[-1]
-    temperature = fit_temperature(logits, problem.labels)
-    head = _merge(layers, projections, fits[-1], penalty, temperature)
+def _fit_final(
+    problem: _Problem, table: _Table, compared: _Compared | None, winner: Result, penalty: int
+) -> tuple[LinearHead, np.ndarray]:
+    """The head on all training pictures, and their out-of-fold probabilities.
+
+    Where the winner was `compared` on all of them as it is to be fitted, only the fit without folds is left to do.
+    """
+    sample, layers, fit = problem.sample, winner.layers, problem.fit
+    num_images = len(sample.labels)
+    count = min(_MAX_COMPONENTS, max(_MIN_COMPONENTS, _MAX_FIT_NUMBERS // (num_images * len(layers))))
+    everything = sample.weigh(np.ones(num_images, bool))[None]
+    strength = winner.penalties[penalty]
+    if compared and len(table.rows) == num_images and compared.num_components == count:
+        projections, logits = compared.projections, compared.logits[0, penalty]
+        inputs = compared.inputs
+        last = fit(inputs, sample.labels, everything, np.array([strength]), sample.num_classes)[0]
+    else:
+        projections, inputs = _project_all(problem, table, layers, count)
+        held_out = [sample.folds[0] == fold for fold in np.unique(sample.folds[0])]
+        weights = np.concatenate([*(sample.weigh(~held)[None] for held in held_out), everything])
+        fits = fit(inputs, sample.labels, weights, np.full(len(weights), strength), sample.num_classes)
+        logits = np.empty((num_images, sample.num_classes), np.float32)
+        for held, each in zip(held_out, fits, strict=False):
+            logits[held] = inputs[held] @ each[:-1] + each[-1]
+        last = fits[-1]
+    temperature = fit_temperature(logits, sample.labels)
+    head = _merge(layers, projections, last, strength, temperature)
     return head, apply_temperature(logits, temperature).astype(np.float32)
+
+
+def _project_all(
+    problem: _Problem, table: _Table, layers: tuple[PooledLayer, ...], num_components: int
+) -> tuple[list[Projection], np.ndarray]:
+    """Projections fitted on the table, and the projected rows float32 (N, D) of all pictures."""
+    tasks = list(zip(layers, problem.rng.spawn(len(layers)), strict=True))
+    pairs = [
+        pair for _, pair in map_bounded(lambda task: table.project(task[0], num_components, task[1]), tasks, count_cpus())
+    ]
+    projections = [projection for projection, _ in pairs]
+    num_images = len(problem.sample.labels)
+    if num_images == len(table.rows):
+        return projections, np.concatenate([projected for _, projected in pairs], axis=1)
+    inputs = np.empty((num_images, sum(len(projection.offset) for projection in projections)), np.float32)
+
+    def project(part: slice) -> None:
+        blocks = [problem.layout.read_block(rows[part], pooled) for pooled in layers]
+        pieces = [each.apply(block) for each, block in zip(projections, blocks, strict=True)]
+        inputs[start:][part] = np.concatenate(pieces, axis=1)
+
+    for start in range(0, num_images, _ROWS_PER_READ):
+        rows = problem.read_rows(np.arange(start, min(start + _ROWS_PER_READ, num_images)))
+        parts = [slice(begin, begin + _ROWS_PER_TASK) for begin in range(0, len(rows), _ROWS_PER_TASK)]
+        for _ in map_bounded(project, parts, count_cpus()):
+            pass
+    return projections, inputs
 
 
 def _merge(
     layers: tuple[PooledLayer, ...],
-    projections: Sequence[_Projection],
+    projections: Sequence[Projection],
     fit: np.ndarray,
     penalty: float,
     temperature: float,
@@ -406,12 +426,10 @@ def _merge(
     """Multiply scale, projection and regression into one matrix on the raw features."""
     coefs, intercept, start = [], fit[-1].astype(np.float64), 0
     for projection in projections:
-        width = projection.components.shape[1]
-        coef = projection.components.astype(np.float64) @ fit[start : start + width].astype(np.float64)
-        coef *= projection.scale[:, None]
-        intercept = intercept - projection.mean.astype(np.float64) @ coef
-        coefs.append(coef)
-        start += width
+        part = fit[start : start + len(projection.offset)].astype(np.float64)
+        coefs.append(projection.coef.astype(np.float64) @ part)
+        intercept = intercept + projection.offset.astype(np.float64) @ part
+        start += len(part)
     return LinearHead(
         layers, np.concatenate(coefs).astype(np.float32), intercept.astype(np.float32), penalty, temperature
     )

@@ -1,0 +1,140 @@
+"""Predictions of pictures by fits that left their fold out: by logistic regression, and by least squares at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from headstart.calibration import fit_temperature
+from headstart.graph import PooledLayer
+
+Fitter = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+"""`fit_logistic`, or another that takes and gives the same."""
+
+_MAX_TEMPERATURE_NUMBERS = 2**18
+# Least squares give scores of about 0 and 1; the temperature, which has bounds, starts from these.
+_SCORE_FACTOR = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Pictures to cross-validate on: `labels` int64 (n,) below K, `importance` (n,), R ways `folds` int64 (R, n)."""
+
+    labels: np.ndarray
+    importance: np.ndarray
+    folds: np.ndarray
+    num_classes: int
+
+    def take(self, part: np.ndarray) -> Sample:
+        return Sample(self.labels[part], self.importance[part], self.folds[:, part], self.num_classes)
+
+    def weigh(self, kept: np.ndarray) -> np.ndarray:
+        """float32 (n,), summing to 1 over the pictures `kept`, bool (n,)."""
+        weights = self.importance * kept
+        return np.asarray(weights / weights.sum(), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One candidate: out-of-fold errors (P, n), from 0 to 1, and losses (P, n) for each of its penalties."""
+
+    layers: tuple[PooledLayer, ...]
+    penalties: tuple[float, ...]
+    errors: np.ndarray
+    losses: np.ndarray
+
+    @property
+    def best(self) -> int:
+        """Index of the penalty with the least log loss."""
+        return int(self.losses.mean(axis=1).argmin())
+
+    @property
+    def fewest(self) -> int:
+        """Index of the penalty with the fewest errors, the stronger one on a tie."""
+        return int(self.errors.mean(axis=1).argmin())
+
+
+def draw_part(sample: Sample, num_rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of about `num_rows` pictures, each class and fold by its share but at least two pictures of a class."""
+    count = len(sample.labels)
+    if count <= num_rows:
+        return np.arange(count)
+    # Every k-th of the pictures sorted by class and fold takes the same share of each.
+    order = np.lexsort((rng.random(count), sample.folds[0], sample.labels))
+    chosen = []
+    for members in np.split(order, np.cumsum(np.bincount(sample.labels, minlength=sample.num_classes))[:-1]):
+        wanted = min(len(members), max(2, round(num_rows / count * len(members))))
+        chosen.append(members[np.linspace(0, len(members) - 1, wanted).round().astype(int)])
+    return np.sort(np.concatenate(chosen))
+
+
+def judge(
+    layers: tuple[PooledLayer, ...], penalties: Sequence[float], logits: Sequence[np.ndarray], labels: np.ndarray
+) -> Result:
+    """Errors and calibrated losses, averaged over R arrays `logits` of out-of-fold predictions (P, n, K)."""
+    errors = np.mean([each.argmax(axis=2) != labels for each in logits], axis=0)
+    losses = np.mean([[compute_calibrated_losses(one, labels) for one in each] for each in logits], axis=0)
+    return Result(layers, tuple(penalties), errors, losses)
+
+
+def predict_out_of_fold(inputs: np.ndarray, sample: Sample, penalties: Sequence[float], fit: Fitter) -> np.ndarray:
+    """Logits float32 (R, P, n, K) of each picture from the fit that left its fold out; `inputs` float32 (n, D).
+
+    The fits of all folds and penalties are solved together.
+    """
+    held_out = [[folds == fold for fold in np.unique(folds)] for folds in sample.folds]
+    weights = np.stack([sample.weigh(~held) for each in held_out for held in each])
+    count = len(penalties)
+    fits = fit(
+        inputs, sample.labels, np.tile(weights, (count, 1)), np.repeat(penalties, len(weights)), sample.num_classes
+    ).reshape(count, len(weights), inputs.shape[1] + 1, sample.num_classes)
+    logits = np.empty((len(held_out), count, len(inputs), sample.num_classes), np.float32)
+    number = 0
+    for way, each in enumerate(held_out):
+        for held in each:
+            for penalty in range(count):
+                coef = fits[penalty, number]
+                logits[way, penalty, held] = inputs[held] @ coef[:-1] + coef[-1]
+            number += 1
+    return logits
+
+
+def predict_by_least_squares(inputs: np.ndarray, sample: Sample, penalties: Sequence[float]) -> np.ndarray:
+    """As `predict_out_of_fold`, by ridge regression on the classes as 0 and 1: logits float32 (R, P, n, K).
+
+    The matrix of the normal equations is a sum over folds, so that leaving one out costs a subtraction. It ranks layers
+    much as logistic regression does, at a small share of the time; its own log loss is larger.
+    """
+    count = len(inputs)
+    columns = np.ones((count, inputs.shape[1] + 1), np.float32)
+    columns[:, :-1] = inputs
+    weights = sample.weigh(np.ones(count, bool))
+    weighted = columns * weights[:, None]
+    ridge = np.diag(np.append(np.ones(inputs.shape[1]), 0)).astype(np.float32)
+    logits = np.empty((len(sample.folds), len(penalties), count, sample.num_classes), np.float32)
+    targets = np.zeros((count, sample.num_classes), np.float32)
+    targets[np.arange(count), sample.labels] = _SCORE_FACTOR
+    gram, answers = columns.T @ weighted, weighted.T @ targets
+    for way, folds in enumerate(sample.folds):
+        for fold in np.unique(folds):
+            held = folds == fold
+            share = 1 - weights[held].sum()
+            own = (gram - columns[held].T @ weighted[held]) / share
+            wanted = (answers - weighted[held].T @ targets[held]) / share
+            for number, penalty in enumerate(penalties):
+                logits[way, number, held] = columns[held] @ np.linalg.solve(own + np.float32(penalty) * ridge, wanted)
+    return logits
+
+
+def compute_calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cross-entropy (n,) after the best temperature: strong penalties are not blamed for timid probabilities.
+
+    With many classes some of the rows (n, K) set the temperature, so that the time does not grow with K.
+    """
+    step = -(-logits.size // _MAX_TEMPERATURE_NUMBERS)
+    scaled = logits / np.float32(fit_temperature(logits[::step], labels[::step]))
+    scaled -= scaled.max(axis=1, keepdims=True)
+    of_truth = scaled[np.arange(len(labels)), labels]
+    return np.asarray(np.log(np.exp(scaled, out=scaled).sum(axis=1)) - of_truth, np.float64)
