@@ -258,6 +258,9 @@ def fit_all(counts: Sequence[int], runs: Sequence[dict[str, Any]]) -> dict[str, 
         return {}
     fits = {
         "seconds": fit_exponent(counts, [run["seconds"]["median"] for run in runs]),
+        "seconds_after_start": fit_exponent(
+            counts, [run["seconds"]["median"] - run["stages"]["starting"]["wall_s"] for run in runs]
+        ),
         "cpu_s": fit_exponent(counts, [run["cpu_s"]["median"] for run in runs]),
         "peak_mb": fit_exponent(counts, [run["peak_mb"]["median"] for run in runs]),
     }
