@@ -22,7 +22,7 @@ PACKAGES = {"", "backbones", "heads", "finetuning", "recipes", "insight", "repor
 LAYERS = [
     "errors recipes.recipe plots",
     "csv_text _files formats parallel graph metrics stats onnx_reader heads.fitting",
-    "image_files",
+    "image_files heads.components",
     "plot_axes decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
     "backbones.weights_file heads.linear heads.dense fixed_shapes familiarity public_datasets finetuning.augmentation finetuning.flip_check "
     "finetuning.checkpoints finetuning.layer_table",
@@ -33,6 +33,8 @@ LAYERS = [
     "evaluation_files config splits data_check artifact features backbones.weights backbones.network_layers "
     "finetuning.augmentation_picture recipes.vgg16_dense100 "
     "recipes.vgg16_average recipes.inception_v3_mixed7 recipes.inception_v3_average recipes.resnet50_cifar10",
+    "heads.cross_validation",
+    "heads.comparison",
     "heads.selection prediction report.content summary terminal terminal_report predictions_output backbones.torch_network finetuning.rows",
     "cli_options heat_tail contact_sheet report.thumbnails insight.learning_curve insight.properties insight.speed insight.suspects review heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
     "preparation backbones.exported backbones.from_file finetuning.cut heads.cached insight.imagenet_distance insight.alignment "

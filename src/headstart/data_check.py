@@ -35,6 +35,7 @@ _MAX_FOLLOWERS = 500
 _MIN_FOR_USUAL_FORMAT = 10
 _USUAL_FORMAT_FRAC = 0.9
 _MAX_NAMED = 5  # paths in one message
+_MAX_NAMED_CLASSES = 20
 _FILES_PER_TASK = 16
 
 
@@ -174,10 +175,11 @@ def check_classes(dataset: ImageDataset, min_per_class: int = 2) -> list[Problem
     counts = sorted((len(paths), name) for name, paths in zip(dataset.classes, trained, strict=True))
     problems = []
     few = [f"'{name}' {count}" for count, name in counts if count < FEW_PICTURES]
+    named = _name_paths(few, _MAX_NAMED_CLASSES)
     if few:
         text = (
             f"{len(few)} {'class has' if len(few) == 1 else 'classes have'} fewer than {FEW_PICTURES} training "
-            f"pictures: {', '.join(few)}. Expect wide intervals."
+            f"pictures: {named}. Expect wide intervals."
         )
         problems.append(Problem("few-pictures", text, None, "warning"))
     (fewest, rare), (most, common) = counts[0], counts[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -202,13 +203,16 @@ class Evaluation:
         Probabilities are the shortest text that gives the same float32. Names and paths are quoted where CSV needs it;
         a byte that is not UTF-8 is written \\xNN, and so is a backslash that already stands before xNN (\\x5c).
         """
-        lines = [",".join(map(quote_field, format_header(self.classes)))]
+        # Written piece by piece: with many classes the text is much larger than the probabilities.
+        text = io.BytesIO()
+        text.write((",".join(map(quote_field, format_header(self.classes))) + "\n").encode())
         quoted = [quote_field(escape_text(name)) for name in self.classes]
         answers = zip(self.paths, self.sha256, self.labels, self.predicted, self.probs, strict=True)
         for path, digest, true, guess, row in answers:
             start = (quote_field(escape_text(path)), quote_field(escape_text(digest)), quoted[true], quoted[guess])
-            lines.append(",".join((*start, *row.astype(str).tolist(), "true" if true == guess else "false")))
-        return "\n".join([*lines, ""]).encode()
+            cells = (*start, *row.astype(str).tolist(), "true" if true == guess else "false")
+            text.write((",".join(cells) + "\n").encode())
+        return text.getvalue()
 
     def mistakes_to_csv(self) -> bytes:
         """UTF-8 CSV of `mistakes()`: path,sha256,true,predicted,probability,probability_true."""

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -97,13 +96,23 @@ def load_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
 
 
 def _format_json(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    # A list of numbers on one line, so that a row of the matrix is a row. No JSON text holds a raw line break, so "[\n"
-    # is never inside one.
-    text = re.sub(
-        r"\[\n[-+.0-9e,nul\s]+\]", lambda match: f"[{', '.join(match[0][1:-1].replace(',', ' ').split())}]", text
-    )
-    return (text + "\n").encode("utf-8", "backslashreplace")  # a lone surrogate becomes its JSON escape
+    return (_indent_json(value, "") + "\n").encode("utf-8", "backslashreplace")  # a lone surrogate becomes its escape
+
+
+def _indent_json(value: Any, margin: str) -> str:
+    """As json.dumps with an indent of 2, but a list of numbers on one line, so that a row of the matrix is a row."""
+    inner = margin + "  "
+    if isinstance(value, dict) and value:
+        lines = [f"{inner}{_dump(name)}: {_indent_json(value[name], inner)}" for name in sorted(value)]
+        return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
+    if isinstance(value, list) and not {type(item) for item in value} <= {int, float, type(None)}:
+        lines = [inner + _indent_json(item, inner) for item in value]
+        return "[\n" + ",\n".join(lines) + f"\n{margin}]"
+    return _dump(value)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _format_parquet(evaluation: Evaluation) -> bytes:

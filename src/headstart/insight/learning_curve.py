@@ -73,11 +73,11 @@ def compute_learning_curve(
 ) -> LearningCurve:
     """Fit the head on ever more pictures and count its errors on those of the fold that was left out.
 
-    `features` float32 or float16 (N, D); `labels` int64 (N,); `keys` has N entries, and pictures that share one stay on
-    one side; `class_weights` (K,) multiply the pictures' weights. `penalty` is the head's, an average over pictures as
-    in `fit_logistic`: at that scale the best one hardly moves with the number of pictures, so it is kept.
-    `block_sizes`, summing to D, says how many features each of the head's pooled layers has where there are several:
-    each is projected by itself, as in training.
+    `features` float32 or float16 (N, D), of which only the rows used are indexed; `labels` int64 (N,); `keys` has N
+    entries, and pictures that share one stay on one side; `class_weights` (K,) multiply the pictures' weights.
+    `penalty` is the head's, an average over pictures as in `fit_logistic`: at that scale the best one hardly moves
+    with the number of pictures, so it is kept. `block_sizes`, summing to D, says how many features each of the
+    head's pooled layers has where there are several: each is projected by itself, as in training.
 
     A draw divides all pictures into 5 folds and puts those of every class in an order of its own; the training pictures
     of a size are the first of each class outside the fold, by its share but at least one. Every picture is therefore

@@ -100,8 +100,9 @@ def find_near_copies(
     from another picture that is alike, so they are listed and not judged. How alike the pixels of mere neighbours are
     is measured on 100 pairs; where that is much, as with drawings of digits, more is asked of near-copies.
 
-    Only candidates are read. The search takes time in proportion to N² and memory to N; above 20,000 pictures it looks
-    at principal components, which brings together as many near-copies and half as many others again.
+    Only candidates are read, and `features` in parts where there are more than 20,000 pictures. The search takes
+    time in proportion to N² and memory to N; above 20,000 pictures it looks at principal components, which brings
+    together as many near-copies and half as many others again.
     `on_progress` gets (done, total), counting the pictures to read and the pairs to compare.
     Raises DataError where `features` does not fit.
     """
@@ -165,8 +166,7 @@ def find_near_copies(
 def _find_candidates(features: npt.NDArray[np.floating]) -> tuple[IntArray, npt.NDArray[np.float32], IntArray]:
     """Pairs (P, 2), sorted, each row ascending, their similarities (P,); and control pairs that are no candidates."""
     rows = np.arange(len(features))
-    if len(features) > _MANY_PICTURES:
-        features = _project(features)
+    features = _project(features) if len(features) > _MANY_PICTURES else features[:]
     neighbours, similarities = find_neighbours(features, features, _NUM_NEIGHBOURS, own_rows=rows)
     limits = np.full(len(features), -1.0, np.float32)  # of a few pictures all neighbours are looked at
     if len(features) > 2 * _NUM_NEIGHBOURS:

@@ -71,6 +71,30 @@ class Subject:
         """float32 (N, D): the layers' features side by side."""
         return read_features([record.sha256 for record in records], layers, self.extractor, self.cache)
 
+    def open_rows(self, records: Sequence[ImageRecord], layers: Sequence[PooledLayer] | None = None) -> Any:
+        """As `read`, or `read_top` without layers, but only what is indexed is read: for many pictures."""
+        return _CachedRows(self, records, layers or get_top_layer(self.extractor.layout))
+
+
+@dataclass(frozen=True, eq=False)
+class _CachedRows:
+    """Looks like float32 (N, D); a slice or row numbers give an array."""
+
+    subject: Subject
+    records: Sequence[ImageRecord]
+    layers: Sequence[PooledLayer]
+    ndim = 2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.records), sum(map(self.subject.extractor.layout.count_features, self.layers))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, part: slice | np.ndarray) -> np.ndarray:
+        return self.subject.read([self.records[row] for row in np.arange(len(self))[part].tolist()], self.layers)
+
 
 def is_tuned(classifier: Classifier) -> bool:
     """Whether the network inside was fine-tuned on the training pictures."""

@@ -222,10 +222,10 @@ def _add_learning_curve(answers: _Answers, subject: Subject, request: Request, p
     labels = np.array([record.label for record in train], np.int64)
     num_classes = len(subject.classifier.classes)
     layout = subject.extractor.layout
-    held = answers.top if subject.head.layers == get_top_layer(layout) else None
+    rows = answers.top if subject.head.layers == get_top_layer(layout) else None
     try:
         answers.curve = compute_learning_curve(
-            subject.read(train, subject.head.layers) if held is None else held,
+            subject.open_rows(train, subject.head.layers) if rows is None else rows,
             labels,
             [get_split_key(record) for record in train],
             num_classes,
@@ -253,7 +253,7 @@ def _add_near_copies(answers: _Answers, subject: Subject, progress: Progress) ->
         return
     copies = find_near_copies(
         [Picture(record.sha256, record.path) for record in records],
-        subject.read_top(records),
+        subject.open_rows(records),
         on_progress=lambda done, total: progress("looking for near-copies", done, total),
     )
     comparison = None
@@ -284,7 +284,7 @@ def _add_mismatch(answers: _Answers, subject: Subject, progress: Progress) -> No
 
 def _make_side(subject: Subject, records: list[ImageRecord], evaluation: Evaluation) -> Side:
     keys = [get_split_key(record) for record in records]
-    return Side(evaluation.labels, evaluation.probs, subject.read_top(records), keys, evaluation.paths)
+    return Side(evaluation.labels, evaluation.probs, subject.open_rows(records), keys, evaluation.paths)
 
 
 # What stands above all
