@@ -12,10 +12,12 @@ The peers' memory is summed over all their processes, proportionally where they 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -238,8 +240,6 @@ def run_ours(
     peer: Peer, python: str, sitting: Sitting, folder: Path, number: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """`headstart train FOLDER --output FILE` as a user runs it, with an empty feature cache."""
-    import csv
-
     output = folder / "model.onnx"
     command = [python, *HEADSTART[1:], "train", str(sitting.pictures), "--output", str(output), *peer.options]
     figures = time_process(command, folder, {"HEADSTART_CACHE": str(folder / "cache")})
@@ -290,10 +290,15 @@ def time_process(command: Sequence[str], folder: Path, settings: Mapping[str, st
         peaks = [0]
         watcher = threading.Thread(target=watch_memory, args=(child.pid, peaks, ended))
         watcher.start()
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - began
-        ended.set()
-        watcher.join()
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:  # a session of its own does not get this one's Ctrl-C
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+        finally:
+            seconds = time.perf_counter() - began
+            ended.set()
+            watcher.join()
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         lines = (folder / "messages.txt").read_text(errors="replace").strip().splitlines()
@@ -401,7 +406,7 @@ def run_folder(folder: Path, peer: Peer) -> Iterator[Path]:
 def shorten(text: str) -> str:
     """Paths reduced to their last part, or for an interpreter to that within its environment."""
     text = re.sub(r"[^\s='\"]*/([^/\s]+/bin/python[\d.]*)", r"\1", text)
-    return re.sub(r"(?<![\w:])/(?:[^\s/:'\"]+/)+([^\s/:'\"]+)", r"\1", text)
+    return re.sub(r"(?<![\w:/])/(?:[^\s/:'\"]+/)+([^\s/:'\"]+)", r"\1", text)
 
 
 if __name__ == "__main__":
