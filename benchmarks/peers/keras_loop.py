@@ -1,4 +1,4 @@
-"""The tutorials' Keras loop: MobileNetV2 frozen, a dense layer on top, epochs over the folders with validation.
+"""The tutorials' Keras loop: a frozen network, a dense layer on top, epochs over the folders with validation.
 
 As https://www.tensorflow.org/tutorials/images/transfer_learning has it, without its augmentation (which costs time) and
 with random weights (which cost the accuracy, not the time).
@@ -25,10 +25,15 @@ def main() -> None:
     train = train.prefetch(tf.data.AUTOTUNE)
     validation = validation.prefetch(tf.data.AUTOTUNE)
 
-    base = tf.keras.applications.MobileNetV2(input_shape=(side, side, 3), include_top=False, weights=None)
+    networks = tf.keras.applications
+    module, build = {
+        "MobileNetV2": (networks.mobilenet_v2, networks.MobileNetV2),
+        "VGG16": (networks.vgg16, networks.VGG16),
+    }[job.settings["network"]]
+    base = build(input_shape=(side, side, 3), include_top=False, weights=None)
     base.trainable = False
     inputs = tf.keras.Input(shape=(side, side, 3))
-    x = tf.keras.applications.mobilenet_v2.preprocess_input(inputs)
+    x = module.preprocess_input(inputs)
     x = base(x, training=False)
     x = tf.keras.layers.GlobalAveragePooling2D()(x)
     x = tf.keras.layers.Dropout(0.2)(x)
