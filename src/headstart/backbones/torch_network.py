@@ -74,6 +74,11 @@ def load_network(
     `weights` is a file to read instead of the published one, or "none" for random weights drawn from `seed`.
     `input_size_px` replaces the side that the network was trained at. Raises BackboneError.
     """
+    if name in CATALOG and CATALOG[name].is_int8:
+        raise BackboneError(
+            f"{name} is in 8 bits, which cannot be trained and takes no other weights. "
+            f"Train a classifier with backbone {name.removesuffix('-int8')} first, and fine-tune that."
+        )
     full_name, cfg = find_model(name)
     architecture = full_name.partition(".")[0]
     size = input_size_px or cfg.input_size[1]
