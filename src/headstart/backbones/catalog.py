@@ -105,15 +105,13 @@ _LITE = {
         ),
     )
 }
-CATALOG = _LITE | {
-    f"{name}-int8": replace(entry, name=f"{name}-int8", is_int8=True) for name, entry in _LITE.items()
-}
+CATALOG = _LITE | {f"{name}-int8": replace(entry, name=f"{name}-int8", is_int8=True) for name, entry in _LITE.items()}
 
 PRESETS: dict[str, tuple[str, int | None]] = {
     "fast": ("efficientnet-lite0-int8", 160),
     "best": ("efficientnet-lite0", 288),
 }
-"""Backbone and input_size_px of a preset: points on the front of time and accuracy that benchmarks/front.py measures."""
+"""Backbone and input_size_px of a preset: points on the front of time and accuracy (benchmarks/front.py)."""
 
 CLASS_TOKEN = "class token"
 POOLED = "pooled"

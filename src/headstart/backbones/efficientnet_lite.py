@@ -130,7 +130,9 @@ class LiteWriter:
             kernel_shape=[side, side],
         )
 
-    def add_conv(self, kernel: np.ndarray, bias: np.ndarray, name: str, norm: str, relu6: bool, **attributes: Any) -> None:
+    def add_conv(
+        self, kernel: np.ndarray, bias: np.ndarray, name: str, norm: str, relu6: bool, **attributes: Any
+    ) -> None:
         self.tensor = self.builder.add(
             "Conv",
             self.tensor,

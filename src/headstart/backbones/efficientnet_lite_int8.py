@@ -39,18 +39,20 @@ class _Int8Writer(LiteWriter):
 
     def __init__(self, weights: Mapping[str, np.ndarray], preprocess: PreprocessSpec) -> None:
         super().__init__(weights, preprocess)
-        # The last nodes scale and shift grey levels; here they are what the bytes stand for.
-        *_, multiply, _ = self.builder.nodes
-        del self.builder.nodes[-2:]
+        # The last nodes clip, scale and shift grey levels; a byte clips by itself, and the rest is what it stands for.
+        *_, clip, _, _ = self.builder.nodes
+        del self.builder.nodes[-3:]
         kept = {name for node in self.builder.nodes for name in node.input}
         self.builder.initializers = [each for each in self.builder.initializers if each.name in kept]
-        grey = self.quantize(multiply.input[0], 1.0, 0)
+        grey = self.quantize(clip.input[0], 1.0, 0)
         mean, std = preprocess.mean[0], preprocess.std[0]
         self.scale = 1 / (255 * std)
         self.tensor = self.dequantize(grey, self.scale, round(255 * mean))
         self.mean = self.variance = np.zeros(3)
 
-    def add_conv(self, kernel: np.ndarray, bias: np.ndarray, name: str, norm: str, relu6: bool, **attributes: Any) -> None:
+    def add_conv(
+        self, kernel: np.ndarray, bias: np.ndarray, name: str, norm: str, relu6: bool, **attributes: Any
+    ) -> None:
         scales = np.maximum(_find_scales(kernel), np.abs(bias) / (self.scale * 2.0**30))
         rounded = np.round(kernel / scales.reshape(-1, 1, 1, 1))
         error = (rounded * scales.reshape(-1, 1, 1, 1) - kernel).sum(axis=(2, 3))
@@ -89,11 +91,21 @@ class _Int8Writer(LiteWriter):
         self.round_map(tensor, reach / 127.5, 128)
 
     def round_map(self, tensor: str, scale: float, zero: int) -> None:
-        self.scale = float(np.float32(scale))
-        self.tensor = self.dequantize(self.quantize(tensor, scale, zero), scale, zero)
+        self.scale, self.zero = float(np.float32(scale)), zero
+        self.rounded = self.quantize(tensor, scale, zero)
+        self.tensor = self.dequantize(self.rounded, scale, zero)
+
+    def mark_layer(self, name: str) -> None:
+        """A copy, so that what comes after the layer still begins with bytes."""
+        tensor = self.tensor
+        self.tensor = self.dequantize(self.rounded, self.scale, self.zero)
+        super().mark_layer(name)
+        self.tensor = tensor
 
     def quantize(self, tensor: str, scale: float, zero: int) -> str:
-        return self.builder.add("QuantizeLinear", tensor, self.constant(np.float32(scale)), self.constant(np.uint8(zero)))
+        return self.builder.add(
+            "QuantizeLinear", tensor, self.constant(np.float32(scale)), self.constant(np.uint8(zero))
+        )
 
     def dequantize(self, tensor: str, scale: Any, zero: Any, **attributes: Any) -> str:
         zero = np.uint8(zero) if isinstance(zero, int) else zero
