@@ -66,7 +66,7 @@ def test_every_layer_is_near_that_of_the_float_network(int8: Backbone) -> None:
     for layer, found, expected in zip(
         exact.layers, run_layers(open_session(int8.model)), run_layers(open_session(exact.model)), strict=True
     ):
-        assert compute_share_kept(found, expected) > 0.9, layer.name
+        assert compute_share_kept(found, expected) > 0.97, layer.name
 
 
 def test_a_runtime_that_only_rounds_gives_the_same_as_integer_arithmetic(int8: Backbone) -> None:
@@ -81,7 +81,7 @@ def test_convolutions_run_on_bytes(int8: Backbone, tmp_path: Path) -> None:
     options.log_severity_level = 3
     onnxruntime.InferenceSession(int8.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     ops = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-    assert (ops.count("QLinearConv"), ops.count("Conv"), ops.count("FusedConv")) == (49, 0, 0)
+    assert (ops.count("QLinearConv"), ops.count("Conv") + ops.count("FusedConv")) == (43, 6)
     assert ops.count("QLinearAdd") == 9
 
 
@@ -92,8 +92,9 @@ def test_no_two_neighbouring_weights_overflow_16_bits(int8: Backbone) -> None:
     num_checked = 0
     for node in int8.model.graph.node:
         if node.op_type == "Conv":
+            if node.input[1] in constants:  # the first ones, in floats
+                continue
             weights = constants[producers[node.input[1]].input[0]].astype(int)
-            assert weights.dtype == int
             assert np.abs(weights).max() <= 127
             if weights.shape[1] > 1:
                 flat = weights.transpose(0, 2, 3, 1).reshape(len(weights), -1)
@@ -101,7 +102,7 @@ def test_no_two_neighbouring_weights_overflow_16_bits(int8: Backbone) -> None:
                 extremes = 255 * np.array([pairs.clip(min=0).sum(axis=2).max(), pairs.clip(max=0).sum(axis=2).min()])
                 assert -(2**15) <= extremes[1] <= extremes[0] < 2**15, node.name
                 num_checked += 1
-    assert num_checked == 33
+    assert num_checked == 29
 
 
 def test_scales_are_as_fine_as_neighbours_allow() -> None:
@@ -133,7 +134,7 @@ def test_a_black_and_a_white_picture_are_no_limit(int8: Backbone) -> None:
     session, exact = open_session(int8.model), open_session(load_backbone("efficientnet-lite0", SIDE).model)
     for grey in (0, 255):
         pixels = np.full((100, 100, 3), grey, np.uint8)
-        found, expected = (each.run(["stage1"], {IMAGE: pixels})[0] for each in (session, exact))
+        found, expected = (each.run(["stage2"], {IMAGE: pixels})[0] for each in (session, exact))
         assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 
@@ -156,14 +157,14 @@ def test_a_classifier_is_small_agrees_and_explains(tmp_path: Path) -> None:
 
 
 def make_classifier(int8: Backbone) -> onnx.ModelProto:
-    head = LinearHead((PooledLayer("stage1", 1),), np.ones((16, 2), np.float32), np.zeros(2, np.float32), 0.1, 1.0)
+    head = LinearHead((PooledLayer("stage2", 1),), np.ones((24, 2), np.float32), np.zeros(2, np.float32), 0.1, 1.0)
     return build_classifier(int8, head)
 
 
 def test_an_early_layer_leaves_the_rest_out(int8: Backbone) -> None:
     nodes = make_classifier(int8).graph.node
-    assert sum(node.op_type == "Conv" for node in nodes) == 3
-    assert not {"stage2", "head"} & {name for node in nodes for name in node.output}
+    assert sum(node.op_type == "Conv" for node in nodes) == 9
+    assert not {"stage3", "head"} & {name for node in nodes for name in node.output}
 
 
 @pytest.mark.parametrize(
