@@ -115,7 +115,7 @@ def test_every_kind_of_picture(shapes: tuple[list[str], list[str]], new: list[Pa
     ):
         assert np.allclose(estimator.predict_proba(sources), expected, atol=1e-6)
     from_pixels = headstart.ImageClassifier(**QUICK).fit([np.asarray(Image.open(path)) for path in paths], labels)
-    assert np.allclose(from_pixels.predict_proba(pixels), expected, atol=1e-3)  # other keys, so other folds
+    assert np.allclose(from_pixels.predict_proba(pixels), expected, atol=1e-2)  # other keys, so other folds
 
 
 def test_cross_validation_and_grid_search_run_the_backbone_once(tmp_path: Path) -> None:

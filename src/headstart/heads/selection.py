@@ -156,6 +156,8 @@ def _select(
     step = functools.partial(on_progress, "choosing layers and penalty")
     coarse = penalties[1::2] if len(penalties) > 3 else penalties
     compared = [first] if first else []
+    if compared and not screened:
+        step(1, len(others) + 1)
     tasks = list(zip(others, problem.rng.spawn(len(others)), strict=True))
     for _, each in map_bounded(lambda task: compare(table, task[0], coarse, task[1]), tasks, count_cpus()):
         compared.append(each)
