@@ -103,7 +103,7 @@ def train(
     dense head is trained as `fit` says; `folder` keeps its checkpoints and history, so that a stopped training goes on.
     `backbone` may also be "auto", to choose from those whose weights are on this machine, or several names with commas
     between them: they are tried first, in a time that leaves enough of `budget_s` for the training (default 60).
-    `preset` "fast" or "best" stands for a backbone and an input size: less time, or more time and more accuracy.
+    `preset` "fast" or "best" stands for a backbone and an input size: less time, or more pixels of large pictures.
     `decisions` of a review change labels or leave pictures out, here and not in the source.
     Pictures that cannot be used are left out and listed in the classifier's `training.report`. Raises ConfigError for
     settings, DataError for the data as a whole.
