@@ -28,8 +28,8 @@ _SCREEN_PENALTIES = (10.0, 1.0, 0.1, 0.01)
 MIN_COMPONENTS, MAX_COMPONENTS = 64, 512
 # Numbers to multiply once for each iteration of the fits of a cross-validation, so that many classes do not take longer
 # and longer: fewer components are kept for it. The last round counts with as many layers as its widest candidates have,
-# so that all have the same number a layer: 133 for 3000 pictures of 10 classes, all 512 for 500.
-_MAX_WORK, _MAX_WORK_OF_CANDIDATE = 2**31, 3 * 10**8
+# so that all have the same number a layer: 119 for 3000 pictures of 10 classes, 357 for 500.
+_MAX_WORK, _MAX_WORK_OF_CANDIDATE = 2**31, 2**28
 _MOST_LAYERS = 5
 # Logits that are kept for the final fit, float32: 16 MiB.
 _MAX_KEPT_LOGITS = 2**22

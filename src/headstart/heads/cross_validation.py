@@ -134,14 +134,15 @@ def _leave_out_sums(
     weighted = columns * weights[:, None]
     ridge = np.diag(np.append(np.ones(columns.shape[1] - 1), 0)).astype(np.float32)
     logits = np.empty((len(held_out), len(penalties), *targets.shape), np.float32)
-    gram, answers = columns.T @ weighted, weighted.T @ targets
     for way, each in enumerate(held_out):
-        for held in each:
+        grams = [columns[held].T @ weighted[held] for held in each]
+        answers = [weighted[held].T @ targets[held] for held in each]
+        gram, answer = sum(grams), sum(answers)
+        for held, own, wanted in zip(each, grams, answers, strict=True):
             share = 1 - weights[held].sum()
-            own = (gram - columns[held].T @ weighted[held]) / share
-            wanted = (answers - weighted[held].T @ targets[held]) / share
+            rest, asked = (gram - own) / share, (answer - wanted) / share
             for number, penalty in enumerate(penalties):
-                logits[way, number, held] = columns[held] @ np.linalg.solve(own + np.float32(penalty) * ridge, wanted)
+                logits[way, number, held] = columns[held] @ np.linalg.solve(rest + np.float32(penalty) * ridge, asked)
     return logits
 
 

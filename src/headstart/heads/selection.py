@@ -123,8 +123,10 @@ def select_head(
     importance = np.ones(len(labels)) if class_weights is None else class_weights[labels]
     sample = Sample(labels, importance, folds, num_classes)
     part = draw_part(sample, _CHOICE_ROWS, rng)
-    pieces = [read_rows(part[start : start + _ROWS_PER_READ]) for start in range(0, len(part), _ROWS_PER_READ)]
-    table = Table(np.concatenate(pieces), layout, sample.take(part), fit)
+    rows = np.empty((len(part), layout.num_features), np.float16)
+    for start in range(0, len(part), _ROWS_PER_READ):
+        rows[start : start + _ROWS_PER_READ] = read_rows(part[start : start + _ROWS_PER_READ])
+    table = Table(rows, layout, sample.take(part), fit)
     problem = _Problem(read_rows, sample, table, rng)
     # Threads inside the matrix products would wait for each other, and sums depend on their number: blocks, candidates
     # and chunks of rows get a thread each instead.
