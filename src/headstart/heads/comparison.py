@@ -1,4 +1,4 @@
-"""Candidates for a head, layers side by side, compared by cross-validation on a part of the training pictures."""
+"""Candidates for a head, layers side by side: compared by cross-validation on a part of the pictures, and chosen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.features import FeatureLayout
+from headstart.features import FeatureLayout, get_top_layer
 from headstart.graph import PooledLayer
 from headstart.heads.components import Projection, fit_projection
 from headstart.heads.cross_validation import (
@@ -33,6 +33,9 @@ _MAX_WORK, _MAX_WORK_OF_CANDIDATE = 2**31, 2**28
 _MOST_LAYERS = 5
 # Logits that are kept for the final fit, float32: 16 MiB.
 _MAX_KEPT_LOGITS = 2**22
+# The top layer stays without further comparison while its errors exceed the best by no more than this share of a
+# standard error: half of what the rule allows, because the quick round is less exact.
+_CLOSE = 0.5
 
 Block = tuple[Projection, np.ndarray]
 """The projection of a pooled layer, and the projected rows float32 (n, r)."""
@@ -155,3 +158,54 @@ def refine(table: Table, compared: Compared, penalties: Sequence[float]) -> Comp
     result = Result(known.layers, tried, errors[order], losses[order])
     kept = None if compared.logits is None else np.concatenate([compared.logits, logits[0]])[order]
     return Compared(result, compared.inputs, compared.num_components, kept)
+
+
+def is_decided(screened: Sequence[Result], layout: FeatureLayout) -> bool:
+    """Whether the quick round leaves the top layer too close to the best for another to be chosen."""
+    top = next((result for result in screened if result.layers == get_top_layer(layout)), None)
+    best = min((result.errors[result.fewest] for result in screened), key=lambda errors: float(errors.mean()))
+    limit = float(best.mean()) + _CLOSE * _compute_error_of_share(best)
+    return top is not None and float(top.errors[top.fewest].mean()) <= limit
+
+
+def pick_finalists(results: Sequence[Result], layout: FeatureLayout, limit: int) -> list[tuple[PooledLayer, ...]]:
+    """At most `limit`: the top layer, the simplest within one standard error of the best, and the least log losses."""
+    by_loss = sorted(results, key=lambda result: result.losses.mean(axis=1).min())
+    simplest, _ = choose(results, layout)
+    ranked = dict.fromkeys([get_top_layer(layout), simplest.layers, *(result.layers for result in by_loss)])
+    available = {result.layers for result in results}
+    return [layers for layers in ranked if layers in available][:limit]
+
+
+def choose(results: Sequence[Result], layout: FeatureLayout) -> tuple[Result, int]:
+    """The candidate and the index of its penalty; see selection.select_head."""
+    top = next((result for result in results if result.layers == get_top_layer(layout)), None)
+    limit = min(_add_standard_error(result.errors[result.fewest]) for result in results)
+    if top and top.errors[top.fewest].mean() <= limit:
+        limit = _add_standard_error(top.errors[top.fewest])
+        return top, next(index for index, errors in enumerate(top.errors) if errors.mean() <= limit)
+    options = [(result, index) for result in results for index in range(len(result.penalties))]
+    least, at = min(options, key=lambda option: option[0].losses[option[1]].mean())
+
+    def is_close(option: tuple[Result, int]) -> bool:
+        excess = option[0].losses[option[1]] - least.losses[at]
+        return bool(excess.mean() <= _compute_standard_error(excess))
+
+    return min(filter(is_close, options), key=lambda option: (count_features(option[0].layers, layout), option[1]))
+
+
+def _compute_standard_error(values: np.ndarray) -> float:
+    return float(values.std() / np.sqrt(len(values)))
+
+
+def _compute_error_of_share(errors: np.ndarray) -> float:
+    """Standard error of a share of errors; without any, as if there were one: chance may have spared it."""
+    return max(_compute_standard_error(errors), 1 / len(errors))
+
+
+def _add_standard_error(errors: np.ndarray) -> float:
+    return float(errors.mean()) + _compute_error_of_share(errors)
+
+
+def count_features(layers: Sequence[PooledLayer], layout: FeatureLayout) -> int:
+    return sum(layout.count_features(pooled) for pooled in layers)

@@ -27,7 +27,11 @@ from headstart.heads.comparison import (
     Block,
     Compared,
     Table,
+    choose,
     compare,
+    count_features,
+    is_decided,
+    pick_finalists,
     refine,
     screen,
 )
@@ -40,9 +44,6 @@ from headstart.parallel import count_cpus, map_bounded
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 """Strongest first; scikit-learn's C is 1 / (penalty * pictures)."""
 
-# The top layer stays without further comparison while its errors exceed the best by no more than this share of a
-# standard error: half of what the rule allows, because the quick round is less exact.
-_CLOSE = 0.5
 _FINALISTS = 5
 # Where a comparison could afford fewer components a layer, as with 100 classes, there are only two.
 _ENOUGH_COMPONENTS = 16
@@ -170,8 +171,8 @@ def _select(
     if len(candidates) > _FINALISTS:
         step = functools.partial(on_progress, "comparing layers and poolings")
         screened, first = screen(table, candidates, problem.rng, step, compare_plain)
-        limit = 1 if _is_decided(screened, layout) else _FINALISTS if count >= _ENOUGH_COMPONENTS else 2
-        others = [layers for layers in _pick_finalists(screened, layout, limit) if layers != plain]
+        limit = 1 if is_decided(screened, layout) else _FINALISTS if count >= _ENOUGH_COMPONENTS else 2
+        others = [layers for layers in pick_finalists(screened, layout, limit) if layers != plain]
     else:
         first = compare_plain()
     step = functools.partial(on_progress, "choosing layers and penalty")
@@ -181,11 +182,11 @@ def _select(
     for _, each in map_bounded(lambda layers: compare(table, layers, blocks, count, coarse), others, count_cpus()):
         compared.append(each)
         step(len(compared), len(others) + 1)
-    winner, penalty = _choose([each.result for each in compared], layout)
+    winner, penalty = choose([each.result for each in compared], layout)
     number = next(index for index, each in enumerate(compared) if each.result is winner)
     if len(winner.penalties) < len(penalties):
         compared[number] = refine(table, compared[number], penalties)
-        winner, penalty = _choose([compared[number].result], layout)
+        winner, penalty = choose([compared[number].result], layout)
     on_progress("fitting the head", 0, 0)
     head, probs = _fit_final(problem, compared[number], blocks, penalty)
     results = [each.result for each in compared]
@@ -197,61 +198,10 @@ def _select(
     return Selection(head, tuple(scores), probs, get_top_layer(layout), len(np.unique(problem.sample.folds[0])))
 
 
-def _is_decided(screened: Sequence[Result], layout: FeatureLayout) -> bool:
-    """Whether the quick round leaves the top layer too close to the best for another to be chosen."""
-    top = next((result for result in screened if result.layers == get_top_layer(layout)), None)
-    best = min((result.errors[result.fewest] for result in screened), key=lambda errors: float(errors.mean()))
-    limit = float(best.mean()) + _CLOSE * _compute_error_of_share(best)
-    return top is not None and float(top.errors[top.fewest].mean()) <= limit
-
-
-def _pick_finalists(results: Sequence[Result], layout: FeatureLayout, limit: int) -> list[tuple[PooledLayer, ...]]:
-    """At most `limit`: the top layer, the simplest within one standard error of the best, and the least log losses."""
-    by_loss = sorted(results, key=lambda result: result.losses.mean(axis=1).min())
-    simplest, _ = _choose(results, layout)
-    ranked = dict.fromkeys([get_top_layer(layout), simplest.layers, *(result.layers for result in by_loss)])
-    available = {result.layers for result in results}
-    return [layers for layers in ranked if layers in available][:limit]
-
-
-def _choose(results: Sequence[Result], layout: FeatureLayout) -> tuple[Result, int]:
-    """The candidate and the index of its penalty; see select_head."""
-    top = next((result for result in results if result.layers == get_top_layer(layout)), None)
-    limit = min(_add_standard_error(result.errors[result.fewest]) for result in results)
-    if top and top.errors[top.fewest].mean() <= limit:
-        limit = _add_standard_error(top.errors[top.fewest])
-        return top, next(index for index, errors in enumerate(top.errors) if errors.mean() <= limit)
-    options = [(result, index) for result in results for index in range(len(result.penalties))]
-    least, at = min(options, key=lambda option: option[0].losses[option[1]].mean())
-
-    def is_close(option: tuple[Result, int]) -> bool:
-        excess = option[0].losses[option[1]] - least.losses[at]
-        return bool(excess.mean() <= _compute_standard_error(excess))
-
-    return min(filter(is_close, options), key=lambda option: (_count_features(option[0].layers, layout), option[1]))
-
-
-def _compute_standard_error(values: np.ndarray) -> float:
-    return float(values.std() / np.sqrt(len(values)))
-
-
-def _compute_error_of_share(errors: np.ndarray) -> float:
-    """Standard error of a share of errors; without any, as if there were one: chance may have spared it."""
-    return max(_compute_standard_error(errors), 1 / len(errors))
-
-
-def _add_standard_error(errors: np.ndarray) -> float:
-    return float(errors.mean()) + _compute_error_of_share(errors)
-
-
-def _count_features(layers: Sequence[PooledLayer], layout: FeatureLayout) -> int:
-    return sum(layout.count_features(pooled) for pooled in layers)
-
-
 def _score(result: Result, penalty: int, layout: FeatureLayout, is_finalist: bool) -> CandidateScore:
     return CandidateScore(
         layers=result.layers,
-        num_features=_count_features(result.layers, layout),
+        num_features=count_features(result.layers, layout),
         penalty=result.penalties[penalty],
         accuracy=float(1 - result.errors[penalty].mean()),
         log_loss=float(result.losses[penalty].mean()),
