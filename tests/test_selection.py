@@ -436,16 +436,32 @@ def test_many_classes_leave_two_finalists_and_fewer_components(monkeypatch: pyte
 
 def test_kept_logits_are_those_of_the_final_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = make_labels(240, 3)
-    table = make_table(labels, {"top": 0.5})
-    kept = choose(table, labels)
+    table = make_table(labels, {"mid": 0.5})
+    table[:, LAYOUT.num_features - 150 - 520 : -150] *= np.linspace(0.2, 4, 520).astype(np.float16)
+    kept = choose(table, labels, candidates=[MID])
+    assert kept.head.penalty != PENALTIES[0]
     monkeypatch.setattr(comparison, "_MAX_KEPT_LOGITS", 0)
-    anew = choose(table, labels)
+    anew = choose(table, labels, candidates=[MID])
     np.testing.assert_allclose(kept.head.coef, anew.head.coef, atol=1e-3)
     np.testing.assert_allclose(kept.out_of_fold_probs, anew.out_of_fold_probs, atol=5e-3)
     monkeypatch.setattr(selection, "_MAX_TEMPERATURE_NUMBERS", 240)
-    part = choose(table, labels).head.temperature
+    part = choose(table, labels, candidates=[MID]).head.temperature
     assert part != anew.head.temperature
     assert part == pytest.approx(anew.head.temperature, rel=0.3)
+
+
+def test_errors_and_losses_are_means_over_the_ways_to_divide() -> None:
+    rng = np.random.default_rng(0)
+    labels = make_labels(90, 3)
+    logits = (np.eye(3)[labels] + rng.normal(0, 1, (2, 4, 90, 3))).astype(np.float32)
+    result = cross_validation.judge(TOP, PENALTIES[:4], logits, labels)
+    assert result.errors.shape == result.losses.shape == (4, 90)
+    for number in range(4):
+        both = np.concatenate(logits[:, number])
+        losses = cross_validation.compute_calibrated_losses(both, np.concatenate([labels, labels]))
+        np.testing.assert_allclose(result.losses[number], (losses[:90] + losses[90:]) / 2)
+        wrong = [logits[way, number].argmax(axis=1) != labels for way in range(2)]
+        np.testing.assert_allclose(result.errors[number], (wrong[0].astype(float) + wrong[1]) / 2)
 
 
 def test_many_classes_take_some_rows_for_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
