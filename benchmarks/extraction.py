@@ -1,4 +1,4 @@
-"""Features of a folder: headstart against what the cores could reach at best, and against eager torch with timm.
+"""Features of a folder: headstart against what the cores could reach at best.
 
 Ours, the road, is hashing, decoding, the network with several layers, and writing a fresh cache. Files are in the page
 cache; imports and model building are not in it. The bound is cores / (1 / decode + 1 / forward), of the rates per core
@@ -8,18 +8,14 @@ memory and clock. Pictures go by blocks, and each block is decoded, run and sent
 what else the machine does falls on all three. Shares are given by the clock, and by processor time, which other work on
 the machine disturbs less.
 
-The profile says where the road's processor time goes that is not in the bound: each part alone, on all cores. Theirs is
-a DataLoader with timm's own transform and the same network's last layer, not kept.
+The profile says where the road's processor time goes that is not in the bound: each part alone, on all cores.
 """
 
 from __future__ import annotations
 
 import functools
 import io
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -34,21 +30,16 @@ import PIL.Image
 from measure import make_parser, report, summarize, work_folder
 
 from headstart._files import compute_sha256
-from headstart.backbones.catalog import CATALOG, DEFAULT_BACKBONE
 from headstart.backbones.loading import load_backbone
 from headstart.data_check import hash_images
 from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
 from headstart.decode import DECODER_VERSION, ImageFacts, decode_image
 from headstart.feature_cache import FeatureCache
-from headstart.features import Extractor, Picture, build_feature_graph, extract_features, get_top_layer
+from headstart.features import Extractor, Picture, build_feature_graph, extract_features
 from headstart.graph import FEATURES, IMAGE
 from headstart.image_files import read_image_file
 from headstart.parallel import count_cpus
 
-# Of this many pictures the last layer is compared with the peer's, as far as they have 256 pixels: smaller ones the
-# peer enlarges and crops, while we crop less.
-_NUM_COMPARED = 32
-_MIN_COMPARED_PX = 256
 _ROWS_PER_COMMIT = 64
 
 
@@ -57,10 +48,6 @@ def main() -> None:
     parser.add_argument("data", help="folder of pictures in class folders")
     parser.add_argument("--images", type=int, help="how many pictures, evenly spaced (default: all)")
     parser.add_argument("--block-images", type=int, default=200, help="pictures in a block (default 200)")
-    parser.add_argument("--torch-python", help="interpreter that has torch and timm; without it the peer is left out")
-    parser.add_argument("--peer-images", type=int, help="how many pictures the peer gets (default: all)")
-    parser.add_argument("--peer-workers", type=int, default=2, help="DataLoader workers (default 2)")
-    parser.add_argument("--batch-size", type=int, default=32, help="of the peer (default 32)")
     args = parser.parse_args()
 
     bench = Bench(Extractor(load_backbone()))
@@ -69,24 +56,16 @@ def main() -> None:
     unique = {record.sha256: record for record in dataset.records}
     dataset = replace(dataset, records=tuple(unique.values()))
     rounds: list[dict[str, float]] = []
-    peer: dict[str, Any] = {}
     for _ in range(args.repeats):
         with work_folder():
-            figures, pictures, facts = bench.measure_round(dataset, args.block_images)
-            if args.torch_python:
-                chosen = sample(pictures, args.peer_images or len(pictures))
-                peer = run_peer(args.torch_python, chosen, args.peer_workers, args.batch_size)
-                figures["theirs"] = len(chosen) / peer["seconds"]
-                figures["ratio"] = figures["images_per_s"] / figures["theirs"]
-                peer["cosines"] = compare_features(peer.pop("features"), chosen, facts, bench.extractor)
-                peer["num_images"] = len(chosen)
+            figures, num_images = bench.measure_round(dataset, args.block_images)
         rounds.append(figures)
 
     def over_rounds(*names: str) -> dict[str, Any]:
         return {name: summarize([figures[name] for figures in rounds]) for name in names}
 
     results: dict[str, Any] = {
-        "num_images": len(pictures),
+        "num_images": num_images,
         "block_images": args.block_images,
         "load_average": [round(each, 2) for each in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "ours": {
@@ -102,18 +81,6 @@ def main() -> None:
         },
         "profile_cpu_ms_per_image": over_rounds(*(name for name in rounds[0] if name.startswith("cpu: "))),
     }
-    if peer:
-        results["timm"] = {
-            "num_images": peer["num_images"],
-            "workers": args.peer_workers,
-            "batch_size": args.batch_size,
-            "torch_threads": peer["torch_threads"],
-            "input": peer["input"],
-            "versions": peer["versions"],
-            "images_per_s": over_rounds("theirs")["theirs"],
-            "cosine_of_features_to_ours": summarize(peer["cosines"]) if peer["cosines"] else None,
-        }
-        results["ours_over_timm"] = over_rounds("ratio")["ratio"]
     report(results)
 
 
@@ -148,10 +115,8 @@ class Bench:
             image.draft(None, (self.min_side_px, self.min_side_px))  # as our decoder allows itself
         return np.asarray(image.convert("RGB"))
 
-    def measure_round(
-        self, dataset: ImageDataset, block_size: int
-    ) -> tuple[dict[str, float], list[Picture], dict[str, ImageFacts]]:
-        """Figures of one round in a fresh cache, the pictures that went through the network, and their facts."""
+    def measure_round(self, dataset: ImageDataset, block_size: int) -> tuple[dict[str, float], int]:
+        """Figures of one round in a fresh cache, and how many pictures went through the network."""
         spent: defaultdict[str, Spent] = defaultdict(Spent)
         facts: dict[str, ImageFacts] = {}
         records = dataset.records
@@ -162,8 +127,7 @@ class Bench:
                 self._measure_block(replace(dataset, records=records[number::num_blocks]), number, cache, spent, facts)
             began = time.perf_counter()
         spent["road"].wall_s += time.perf_counter() - began  # closing writes what is still in the log
-        used = [Picture(record.sha256, record.path) for record in records if record.sha256 in facts]
-        return self._compute_figures(spent, len(used)), used, facts
+        return self._compute_figures(spent, len(facts)), len(facts)
 
     def _measure_block(
         self,
@@ -279,37 +243,6 @@ def sample(items: Sequence[Any], count: int) -> list[Any]:
     """Evenly spaced over the folder, so that every class has its share."""
     places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[place] for place in places]
-
-
-def run_peer(python: str, pictures: Sequence[Picture], num_workers: int, batch_size: int) -> dict[str, Any]:
-    task = {
-        "pictures": [str(picture.source) for picture in pictures],
-        "weights": str(CATALOG[DEFAULT_BACKBONE].find_weights()),
-        "num_workers": num_workers,
-        "batch_size": batch_size,
-        "num_features": _NUM_COMPARED,
-    }
-    script = Path(__file__).with_name("extraction_timm.py")
-    done = subprocess.run([python, str(script)], input=json.dumps(task), capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"The peer failed:\n{done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
-def compare_features(
-    theirs: list[list[float]], pictures: Sequence[Picture], facts: dict[str, ImageFacts], extractor: Extractor
-) -> list[float]:
-    """Cosines between both sides' last layer: near 1, or the two do not compute the same network."""
-    digests = [picture.sha256 for picture in pictures[: len(theirs)]]
-    large = [min(facts[digest].width_px, facts[digest].height_px) >= _MIN_COMPARED_PX for digest in digests]
-    with FeatureCache() as cache:
-        recipe = cache.get_recipe(extractor.recipe_key, extractor.backbone.name)
-        rows = cache.read_features(recipe, digests)
-    ours = extractor.layout.read_block(rows, get_top_layer(extractor.layout)[0])
-    other = np.array(theirs)
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(other, axis=1)
-    return [float(cosine) for cosine in ((ours * other).sum(axis=1) / norms)[large]]
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def main() -> None:
     left_out = {}
     if args.repeats:
         with work_folder() as folder:
-            pictures = link_pictures(args.data, folder, args.limit)
+            pictures = copy_pictures(args.data, folder, args.limit)
             chosen, left_out = choose_peers(only, pythons)
             run_rounds(chosen, pythons, args, Sitting(folder, pictures, data, entries))
     sys.argv[1:] = [shorten(argument) for argument in sys.argv[1:]]
@@ -366,18 +366,14 @@ def describe_data(folder: Path, limit: int | None) -> dict[str, Any]:
     return {"name": folder.resolve().name, **{f"num_{part}": count for part, count in counts.items()}, "limit": limit}
 
 
-def link_pictures(source: Path, folder: Path, limit: int | None) -> Path:
-    """A folder with the parts under the names that the peers expect; of `limit` pictures a class, copies."""
+def copy_pictures(source: Path, folder: Path, limit: int | None) -> Path:
+    """A folder with the parts under the names that the peers expect, with `limit` pictures a class or all."""
     target = folder / source.resolve().name
-    target.mkdir()
     for part in ("train", "validation"):
-        if limit is None:
-            (target / part).symlink_to((source / part).resolve(), target_is_directory=True)
-            continue
         for group in (path for path in sorted((source / part).iterdir()) if path.is_dir()):
             (target / part / group.name).mkdir(parents=True)
             paths = sorted(path for path in group.iterdir() if path.is_file())
-            step = max(1, len(paths) // limit)
+            step = max(1, len(paths) // limit) if limit else 1
             for path in paths[::step][:limit]:
                 shutil.copyfile(path, target / part / group.name / path.name)
     (target / "val").symlink_to("validation", target_is_directory=True)

@@ -29,7 +29,7 @@ LAYERS = [
     "plot_labels execution",
     "plot_svg plot_figure",
     "evaluation_plots",
-    "dataset pictures evaluation artifact_metadata backbones.catalog backbones.weights_download finetuning.mixing finetuning.history",
+    "dataset pictures evaluation artifact_metadata backbones.efficientnet_lite_int8 backbones.catalog backbones.weights_download finetuning.mixing finetuning.history",
     "evaluation_files config splits data_check artifact features backbones.weights backbones.network_layers "
     "finetuning.augmentation_picture recipes.vgg16_dense100 "
     "recipes.vgg16_average recipes.inception_v3_mixed7 recipes.inception_v3_average recipes.resnet50_cifar10",

@@ -576,7 +576,7 @@ CASES: list[tuple[str, Make, str, str]] = [
         (
             "6 problems:\n"
             "  There is no backbone 'lite0'. Known: efficientnet-lite0, efficientnet-lite1, "
-            "efficientnet-lite2, vgg16, vgg19, resnet50, inception_v3, and every model of timm as timm:NAME, such as timm:convnext_tiny.\n"
+            "efficientnet-lite2, efficientnet-lite0-int8, efficientnet-lite1-int8, efficientnet-lite2-int8, vgg16, vgg19, resnet50, inception_v3, and every model of timm as timm:NAME, such as timm:convnext_tiny.\n"
             "  penalty is -1.0. Expected 'auto' or a number above 0, such as 0.1.\n"
             "  class_weights is 'auto'. Expected 'none' or 'balanced'.\n"
             "  test_frac is 1.0. Expected a share from 0 to below 1, such as 0.2.\n"
@@ -590,7 +590,7 @@ CASES: list[tuple[str, Make, str, str]] = [
         "train shapes --backbone efficientnet_lite0",
         (
             "There is no backbone 'efficientnet_lite0'. Did you mean 'efficientnet-lite0'? Known: "
-            "efficientnet-lite0, efficientnet-lite1, efficientnet-lite2, vgg16, vgg19, resnet50, inception_v3, and every model of timm as timm:NAME, such as timm:convnext_tiny."
+            "efficientnet-lite0, efficientnet-lite1, efficientnet-lite2, efficientnet-lite0-int8, efficientnet-lite1-int8, efficientnet-lite2-int8, vgg16, vgg19, resnet50, inception_v3, and every model of timm as timm:NAME, such as timm:convnext_tiny."
         ),
     ),
     (

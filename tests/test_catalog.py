@@ -122,6 +122,7 @@ def test_an_unknown_name_suggests_the_nearest(name: str, hint: str) -> None:
             find(name)
         assert str(caught.value) == (
             f"There is no backbone '{name}'.{hint} Known: efficientnet-lite0, efficientnet-lite1, efficientnet-lite2, "
+            "efficientnet-lite0-int8, efficientnet-lite1-int8, efficientnet-lite2-int8, "
             "vgg16, vgg19, resnet50, inception_v3, and every model of timm as timm:NAME, such as timm:convnext_tiny."
         )
 
@@ -131,3 +132,16 @@ def test_names_that_load_backbone_would_look_for() -> None:
         assert is_known_backbone(name)
     with pytest.raises(BackboneError):
         find_entry("vgg16")  # not a built-in one
+
+
+def test_presets_name_what_a_base_install_has() -> None:
+    for name, size_px in catalog.PRESETS.values():
+        assert find_entry(name).find_weights() == LITE0.find_weights()
+        assert size_px is None or size_px % 32 == 0
+
+
+def test_8_bits_are_the_same_weights() -> None:
+    for entry in CATALOG.values():
+        base = CATALOG[entry.name.removesuffix("-int8")]
+        assert (entry.sha256, entry.package, entry.input_size_px) == (base.sha256, base.package, base.input_size_px)
+        assert entry.is_int8 == (entry is not base)

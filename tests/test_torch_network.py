@@ -227,9 +227,18 @@ def test_the_built_in_network_is_the_same_in_torch(backbone: Backbone) -> None:
         assert np.abs(ours - theirs.numpy()).max() <= 1e-4 * scale, layer.name
 
 
-@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("name", [name for name, entry in CATALOG.items() if not entry.is_int8])
 def test_built_in_preprocessing_is_timms(name: str) -> None:
     entry = CATALOG[name]
     _, cfg = find_model(name)
     spec = make_preprocess(name, cfg, entry.input_size_px)
     assert (cfg.input_size[1], spec.crop_frac, spec.crop) == (entry.input_size_px, entry.crop_frac, "centre")
+
+
+def test_8_bits_are_not_trained() -> None:
+    with pytest.raises(BackboneError) as caught:
+        load_network("efficientnet-lite0-int8", None, "none")
+    assert str(caught.value) == (
+        "efficientnet-lite0-int8 is in 8 bits, which cannot be trained and takes no other weights. "
+        "Train a classifier with backbone efficientnet-lite0 first, and fine-tune that."
+    )

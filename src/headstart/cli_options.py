@@ -17,6 +17,7 @@ import typer
 
 from headstart import __version__
 from headstart._files import show_path, write_atomic
+from headstart.backbones.catalog import PRESETS
 from headstart.errors import ConfigError, HeadstartError, MissingDependencyError, raise_all
 
 if TYPE_CHECKING:
@@ -105,6 +106,20 @@ def scan_hashed(source: str, options: dict[str, Any], progress: Progress) -> Ima
         num_threads=count_cpus(),
         on_progress=lambda done, total: progress("reading files", done, total),
     )
+
+
+def say_preset(name: str) -> str:
+    backbone, side_px = PRESETS[name]
+    return f"{_PRESET_HELP[name]}: --backbone {backbone} --input-size {side_px}."
+
+
+_PRESET_HELP = {"fast": "Least time", "best": "More accuracy for more time"}
+
+
+def choose_preset(fast: bool, best: bool) -> str | None:
+    if fast and best:
+        raise ConfigError("--fast and --best are two presets. Choose one.")
+    return "fast" if fast else "best" if best else None
 
 
 def parse_numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:

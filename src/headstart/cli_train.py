@@ -19,12 +19,14 @@ from headstart.cli_options import (
     SourceArgument,
     check_evaluation_folder,
     check_target,
+    choose_preset,
     name_after,
     name_evaluation,
     parse_numbers,
     parse_penalty,
     parse_seconds,
     resolve_source,
+    say_preset,
     stop,
     with_fit_options,
     write_evaluation,
@@ -38,9 +40,15 @@ if TYPE_CHECKING:
 def train(
     source: SourceArgument,
     output: Annotated[Path | None, typer.Option(help="Classifier file to write. Default: SOURCE.onnx here.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help=say_preset("fast"))] = False,
+    best: Annotated[bool, typer.Option("--best", help=say_preset("best"))] = False,
     backbone: Annotated[
-        str, typer.Option(help="Pretrained network; auto, or several with commas between them, to choose by trying.")
-    ] = DEFAULT_BACKBONE,
+        str | None,
+        typer.Option(
+            help="Pretrained network; auto, or several with commas between them, to choose by trying. "
+            f"Default: {DEFAULT_BACKBONE}."
+        ),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Time for choosing the backbone and training, such as 60s or 5min.")
     ] = None,
@@ -96,7 +104,8 @@ def train(
     from headstart.training import train as train_classifier
 
     settings: dict[str, Any] = {
-        "backbone": backbone,
+        "preset": choose_preset(fast, best),
+        **({} if backbone is None else {"backbone": backbone}),
         "input_size_px": input_size,
         "weights": weights,
         "layers": layers,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from headstart.backbones.catalog import DEFAULT_BACKBONE, is_known_backbone, say_unknown_backbone
+from headstart.backbones.catalog import DEFAULT_BACKBONE, PRESETS, is_known_backbone, say_unknown_backbone
 from headstart.errors import ConfigError, raise_all, suggest
 
 
@@ -148,6 +148,23 @@ def make_settings(values: Mapping[str, Any]) -> TrainSettings:
     unknown = [f"There is no setting '{name}'.{suggest(name, defaults)}" for name in values if name not in defaults]
     raise_all(ConfigError, [*unknown, *_find_problems({**defaults, **values})])
     return TrainSettings(**values)
+
+
+def apply_preset(preset: str | None, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the preset's backbone and input size, as `PRESETS` names them; None changes nothing.
+
+    Raises ConfigError for an unknown preset, and where a setting is given that the preset is to choose.
+    """
+    if preset is None:
+        return values
+    if preset not in PRESETS:
+        raise ConfigError(f"preset is {preset!r}.{suggest(str(preset), PRESETS)} Expected {' or '.join(PRESETS)}.")
+    if given := [name for name in ("backbone", "input_size_px", "weights") if values.get(name) is not None]:
+        raise ConfigError(
+            f"The preset '{preset}' chooses backbone and input size. Leave {' and '.join(given)} out, or the preset."
+        )
+    backbone, input_size_px = PRESETS[preset]
+    return {**values, "backbone": backbone, "input_size_px": input_size_px}
 
 
 def _find_problems(values: Mapping[str, Any]) -> list[str]:

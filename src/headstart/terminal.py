@@ -154,10 +154,13 @@ def render_selection(selection: Selection) -> Iterator[RenderableType]:
         )
     yield table
     if len(selection.scores) > 1:
+        reason = (
+            "a simpler one stays unless it is worse by more than one standard error."
+            if len(finalists) > 1
+            else "a quick round found no other that could beat it."
+        )
         yield Text(
-            f"Chosen from {len(selection.scores)} by {selection.num_folds}-fold cross-validation; "
-            "a simpler one stays unless it is worse by more than one standard error.",
-            style="dim",
+            f"Chosen from {len(selection.scores)} by {selection.num_folds}-fold cross-validation; {reason}", style="dim"
         )
 
 

@@ -17,7 +17,7 @@ from headstart.backbone_choice import DEFAULT_BUDGET_S, Trial, choose_backbone
 from headstart.backbones.catalog import Backbone, is_known_backbone, say_unknown_backbone
 from headstart.backbones.listing import list_at_hand
 from headstart.backbones.loading import load_backbone
-from headstart.config import FitSettings, TrainSettings, make_settings
+from headstart.config import FitSettings, TrainSettings, apply_preset, make_settings
 from headstart.data_check import (
     DataReport,
     check_classes,
@@ -94,6 +94,7 @@ def train(
     folder: Path | None = None,
     budget_s: float | None = None,
     decisions: Sequence[Decision] = (),
+    preset: str | None = None,
     **settings: Any,
 ) -> Classifier:
     """Train a classifier on the pictures of `source` and evaluate it on the part that was put aside.
@@ -102,11 +103,12 @@ def train(
     dense head is trained as `fit` says; `folder` keeps its checkpoints and history, so that a stopped training goes on.
     `backbone` may also be "auto", to choose from those whose weights are on this machine, or several names with commas
     between them: they are tried first, in a time that leaves enough of `budget_s` for the training (default 60).
+    `preset` "fast" or "best" stands for a backbone and an input size: less time, or more time and more accuracy.
     `decisions` of a review change labels or leave pictures out, here and not in the source.
     Pictures that cannot be used are left out and listed in the classifier's `training.report`. Raises ConfigError for
     settings, DataError for the data as a whole.
     """
-    rivals, settings = _take_rivals(settings, budget_s)
+    rivals, settings = _take_rivals(apply_preset(preset, settings), budget_s)
     chosen = make_settings(settings)
     _check_kind(chosen, fit)
     progress = on_progress or (lambda stage, done, total: None)

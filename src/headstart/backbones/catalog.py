@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """One row of the table. `crop_frac` and the depth are the published model's; accuracy is ImageNet's top 1."""
+    """One row of the table. `crop_frac` and the depth are the published model's; accuracy is ImageNet's top 1.
+
+    `is_int8` says that the same weights are used in 8 bits; the accuracy is that of the published ones.
+    """
 
     name: str
     package: str
@@ -30,6 +33,7 @@ class CatalogEntry:
     num_params: int
     imagenet_accuracy: float
     licence: str = "Apache-2.0"
+    is_int8: bool = False
 
     @property
     def module(self) -> str:
@@ -63,7 +67,7 @@ TORCHVISION_NAMES = {
 }
 """The tutorials' networks, and timm's names for torchvision's weights of them."""
 
-CATALOG = {
+_LITE = {
     entry.name: entry
     for entry in (
         CatalogEntry(
@@ -101,7 +105,13 @@ CATALOG = {
         ),
     )
 }
+CATALOG = _LITE | {f"{name}-int8": replace(entry, name=f"{name}-int8", is_int8=True) for name, entry in _LITE.items()}
 
+PRESETS: dict[str, tuple[str, int | None]] = {
+    "fast": ("efficientnet-lite0-int8", 160),
+    "best": ("efficientnet-lite0", 288),
+}
+"""Backbone and input_size_px of a preset: points on the front of time and accuracy (benchmarks/front.py)."""
 
 CLASS_TOKEN = "class token"
 POOLED = "pooled"

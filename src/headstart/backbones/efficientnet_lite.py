@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -45,7 +45,7 @@ def build_efficientnet_lite(
     Batch norm is folded into the convolutions and TensorFlow's SAME padding is written out for the input size.
     `depth` multiplies the repeats of the inner stages. Raises BackboneError when tensors are missing or misshapen.
     """
-    return _Writer(weights, preprocess).build(depth)
+    return LiteWriter(weights, preprocess).build(depth)
 
 
 def compute_stage_statistics(
@@ -72,7 +72,7 @@ def _count_repeats(number: int, depth: float) -> int:
     return math.ceil(repeats * depth) if 1 < number < len(_STAGES) else repeats
 
 
-class _Writer:
+class LiteWriter:
     def __init__(self, weights: Mapping[str, np.ndarray], preprocess: PreprocessSpec) -> None:
         self.weights = weights
         self.builder = GraphBuilder()
@@ -96,13 +96,13 @@ class _Writer:
         return self.builder.build([IMAGE_INPUT], self.outputs)
 
     def add_block(self, prefix: str, stage: _Stage, stride: int, residual: bool) -> None:
-        shortcut = self.tensor
+        shortcut = self.get_shortcut()
         if stage.expand > 1:
             self.convolve(f"{prefix}._expand_conv", f"{prefix}._bn0")
         self.convolve(f"{prefix}._depthwise_conv", f"{prefix}._bn1", stage.kernel, stride)
         self.convolve(f"{prefix}._project_conv", f"{prefix}._bn2", relu6=False)
         if residual:
-            self.tensor = self.builder.add("Add", self.tensor, shortcut)
+            self.add_shortcut(shortcut)
 
     def convolve(self, conv: str, norm: str, side: int = 1, stride: int = 1, *, relu6: bool = True) -> None:
         """How many channels come out is the kernel's to say: the variants differ in width."""
@@ -118,19 +118,37 @@ class _Writer:
         before, after = padding // 2, padding - padding // 2
         self.channels = channels
         self.size = size
-        self.tensor = self.builder.add(
-            "Conv",
-            self.tensor,
-            self.builder.constant((kernel * gain.reshape(-1, 1, 1, 1)).astype(np.float32), f"{conv}.weight"),
-            self.builder.constant(bias.astype(np.float32), f"{conv}.bias"),
+        self.add_conv(
+            kernel * gain.reshape(-1, 1, 1, 1),
+            bias,
+            conv,
+            norm,
+            relu6,
             strides=[stride, stride],
             pads=[before, before, after, after],
             group=group,
             kernel_shape=[side, side],
         )
+
+    def add_conv(
+        self, kernel: np.ndarray, bias: np.ndarray, name: str, norm: str, relu6: bool, **attributes: Any
+    ) -> None:
+        self.tensor = self.builder.add(
+            "Conv",
+            self.tensor,
+            self.builder.constant(kernel.astype(np.float32), f"{name}.weight"),
+            self.builder.constant(bias.astype(np.float32), f"{name}.bias"),
+            **attributes,
+        )
         if relu6:
             zero, six = (self.builder.constant(np.array(value, np.float32)) for value in (0, 6))
             self.tensor = self.builder.add("Clip", self.tensor, zero, six)
+
+    def get_shortcut(self) -> Any:
+        return self.tensor
+
+    def add_shortcut(self, shortcut: Any) -> None:
+        self.tensor = self.builder.add("Add", self.tensor, shortcut)
 
     def mark_layer(self, name: str) -> None:
         self.tensor = self.builder.add("Identity", self.tensor, output=name)

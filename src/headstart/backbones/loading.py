@@ -14,6 +14,7 @@ from headstart.backbones.catalog import (
     say_unknown_backbone,
 )
 from headstart.backbones.efficientnet_lite import build_efficientnet_lite
+from headstart.backbones.efficientnet_lite_int8 import build_efficientnet_lite_int8
 from headstart.backbones.exported import load_exported
 from headstart.backbones.torch_checkpoint import read_checkpoint
 from headstart.errors import BackboneError
@@ -40,7 +41,8 @@ def _load_lite(entry: CatalogEntry, input_size_px: int | None) -> Backbone:
     data = read_lite_weights(entry)
     half = (0.5, 0.5, 0.5)
     preprocess = PreprocessSpec(input_size_px or entry.input_size_px, entry.crop_frac, mean=half, std=half)
-    model = build_efficientnet_lite(read_checkpoint(data), preprocess, entry.depth)
+    build = build_efficientnet_lite_int8 if entry.is_int8 else build_efficientnet_lite
+    model = build(read_checkpoint(data), preprocess, entry.depth)
     layers = []
     for output in model.graph.output:
         _, channels, size, _ = (dimension.dim_value for dimension in output.type.tensor_type.shape.dim)

@@ -102,7 +102,15 @@ def load_network(
 
 
 def find_model(name: str) -> tuple[str, PretrainedCfg]:
-    """timm's full name, such as vgg16.tv_in1k, and its configuration. Raises BackboneError with the nearest name."""
+    """timm's full name, such as vgg16.tv_in1k, and its configuration.
+
+    Raises BackboneError with the nearest name for an unknown one, and for 8 bits.
+    """
+    if name in CATALOG and CATALOG[name].is_int8:
+        raise BackboneError(
+            f"{name} is in 8 bits, which cannot be trained and takes no other weights. "
+            f"Train a classifier with backbone {name.removesuffix('-int8')} first, and fine-tune that."
+        )
     full_name = name.removeprefix(TIMM_PREFIX)
     if name in CATALOG:
         full_name = f"tf_{name.replace('-', '_')}.in1k"

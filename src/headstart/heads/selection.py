@@ -179,6 +179,8 @@ def _select(
     missing = dict.fromkeys(pooled for layers in others for pooled in layers if pooled not in blocks)
     blocks.update(table.project_all(list(missing), rest_rng))
     compared = [first] if first else []
+    if compared and not screened:
+        step(1, len(others) + 1)
     for _, each in map_bounded(lambda layers: compare(table, layers, blocks, count, coarse), others, count_cpus()):
         compared.append(each)
         step(len(compared), len(others) + 1)

@@ -54,7 +54,7 @@ def describe_choice(subject: Subject) -> Section:
             format_percent(score.accuracy),
             f"{score.log_loss:.3f}",
             f"{score.num_images:,}",
-            "last round" if score.is_finalist else "first round",
+            "last round" if score.is_finalist else "quick round",
         )
 
     scores = subject.scores
@@ -62,7 +62,8 @@ def describe_choice(subject: Subject) -> Section:
     columns = ("Layers and pooling", "Features", "Accuracy %", "Log loss", "Pictures", "Reached")
     text = (
         f"Chosen from {len(scores)} by cross-validation on the training pictures. The top layer, or else the simplest "
-        "one, stays unless another is better by more than one standard error."
+        "one, stays unless another is better by more than one standard error. The quick round is least squares on few "
+        "numbers: its figures say which are worth the last round, and are not to be compared with those of the last."
     )
     table = Table(columns, tuple(map(tell, scores)), (1, 2, 3, 4), marked)
     return Section("layers", "Layers and pooling", (text,), (table,))
