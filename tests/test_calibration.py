@@ -73,6 +73,15 @@ def test_when_every_picture_is_right_it_claims_what_their_number_allows(num_imag
     assert probs.max(axis=1) == pytest.approx((num_images + 1) / (num_images + 2), rel=1e-4)
 
 
+def test_a_part_of_many_rows_sets_the_temperature() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 1000)
+    logits = (2 * np.eye(4)[labels] + rng.normal(0, 2, (1000, 4))).astype(np.float32)
+    assert calibration.fit_temperature_to_part(logits, labels, 4000) == calibration.fit_temperature(logits, labels)
+    expected = calibration.fit_temperature(logits[::3], labels[::3])
+    assert calibration.fit_temperature_to_part(logits, labels, 1500) == expected
+
+
 def test_the_bounds_hold() -> None:
     wrong = np.array([[5.0, 0], [0, 5.0]])
     assert calibration.fit_temperature(wrong, [1, 0]) == calibration.MAX_TEMPERATURE

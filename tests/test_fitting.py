@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -174,3 +176,25 @@ def test_a_strong_penalty_leaves_the_frequencies_and_a_weak_one_separates() -> N
     rows, labels, _ = make_separable()
     weak = fit_logistic(rows, labels, spread_evenly(1, 60), np.array([1e-4]), 3)[0]
     assert (compute_probs(rows, weak)[np.arange(60), labels] > 0.99).all()
+
+
+def test_halves_in_threads_solve_the_same_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, labels = make_rows(150, 12, 3)
+    penalties = np.array([1.0, 0.3, 0.1, 0.03, 0.01])
+    weights = spread_evenly(5, 150)
+    together = fit_logistic(rows, labels, weights, penalties, 3, tolerance=1e-4)
+    monkeypatch.setattr(fitting, "_WORTH_THREADS", 0)
+    sizes: list[int] = []
+    fit_together = fitting._fit_together
+
+    def note(*args: Any) -> np.ndarray:
+        sizes.append(len(args[3]))
+        return fit_together(*args)
+
+    monkeypatch.setattr(fitting, "_fit_together", note)
+    apart = [fit_logistic(rows, labels, weights, penalties, 3, tolerance=1e-4)]
+    monkeypatch.setenv("HEADSTART_THREADS", "1")
+    apart.append(fit_logistic(rows, labels, weights, penalties, 3, tolerance=1e-4))
+    assert sorted(sizes) == [2, 2, 3, 3]
+    np.testing.assert_allclose(apart[0], together, atol=2e-3)
+    assert apart[0].tobytes() == apart[1].tobytes()  # however many threads there are

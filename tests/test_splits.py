@@ -189,6 +189,42 @@ def test_folds_keep_groups_together(pictures: list[tuple[int, int]], num_folds: 
         assert len(set(folds[np.array(labels) == label].tolist())) >= 2
 
 
+def deal_one_by_one(labels: list[int], keys: list[str], num_folds: int, seed: int) -> list[int]:
+    """The rule of `assign_folds`, key after key."""
+    members = {key: [i for i, other in enumerate(keys) if other == key] for key in keys}
+    counts = {label: [0] * num_folds for label in labels}
+    folds = [0] * len(keys)
+
+    def rank(key: str) -> tuple[int, int, bytes, str]:
+        digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+        return -len(members[key]), min(labels[i] for i in members[key]), digest, key
+
+    for key in sorted(members, key=rank):
+        own = [labels[i] for i in members[key]]
+
+        def cost(fold: int, own: list[int] = own) -> tuple[int, int, int, int]:
+            alone = sum(0 < counts[label][fold] == sum(counts[label]) for label in set(own))
+            growth = sum(counts[label][fold] for label in own)
+            return alone, growth, sum(each[fold] for each in counts.values()), fold
+
+        fold = min(range(num_folds), key=cost)
+        for i in members[key]:
+            folds[i] = fold
+            counts[labels[i]][fold] += 1
+    return folds
+
+
+@pytest.mark.parametrize("num_keys", [5, 40, 100, 10_000])
+def test_folds_are_as_if_dealt_one_by_one(num_keys: int) -> None:
+    rng = np.random.default_rng(num_keys)
+    for seed in range(40):
+        num_folds = int(rng.integers(2, 7))
+        labels = rng.integers(0, 4, rng.integers(60, 90)).tolist()
+        keys = [str(key) for key in rng.integers(0, num_keys, len(labels))]
+        expected = deal_one_by_one(labels, keys, num_folds, seed)
+        assert assign_folds(labels, keys, num_folds=num_folds, seed=seed).tolist() == expected
+
+
 def test_folds_level_groups_of_different_sizes() -> None:
     keys = ["big"] * 6 + ["mid"] * 4 + [f"single{index}" for index in range(20)]
     folds = assign_folds([0] * 30, keys, num_folds=5)

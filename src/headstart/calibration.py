@@ -37,6 +37,12 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return _minimise(scores, label_scores)
 
 
+def fit_temperature_to_part(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], max_numbers: int) -> float:
+    """The temperature by every n-th row, of about `max_numbers` logits in all: memory and time stay bounded."""
+    step = -(-logits.size // max_numbers)
+    return fit_temperature(logits[::step], labels[::step])
+
+
 def _minimise(scores: FloatArray, label_scores: FloatArray) -> float:
     """Newton's method on s = ln T, kept inside a bracket of the minimum.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+import itertools
+import operator
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -122,32 +124,51 @@ def assign_folds(
         raise ConfigError(f"num_folds must be a whole number of at least 2, and is {num_folds!r}.")
     if len(labels) != len(keys):
         raise ConfigError(f"There are {len(labels)} labels and {len(keys)} keys. There must be one for each.")
+    numbers = np.asarray(labels).tolist()
     members: defaultdict[str, list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
         members[key].append(index)
-    sizes: dict[str, dict[int, int]] = {}
-    for key, indices in members.items():
-        counts: defaultdict[int, int] = defaultdict(int)
-        for index in indices:
-            counts[int(labels[index])] += 1
-        sizes[key] = dict(counts)
-    num_per_fold = {int(label): [0] * num_folds for label in set(map(int, labels))}
+    num_per_fold = {label: [0] * num_folds for label in set(numbers)}
     total = [0] * num_folds
     folds = np.zeros(len(keys), np.int64)
 
-    def cost(key: str, fold: int) -> tuple[int, int, int]:
-        # A class must not end up in one fold; then its folds are levelled (growth of the sum of squares), then all.
-        alone = sum(0 < num_per_fold[label][fold] == sum(num_per_fold[label]) for label in sizes[key])
-        growth = sum(count * num_per_fold[label][fold] for label, count in sizes[key].items())
-        return alone, growth, total[fold]
+    def deal(indices: list[int]) -> None:
+        counts = Counter(numbers[index] for index in indices)
 
-    # Class after class, so that the folds as a whole stay level too.
-    for key in sorted(members, key=lambda key: (-len(members[key]), min(sizes[key]), _draw(seed, key), key)):
-        fold = min((cost(key, fold), fold) for fold in range(num_folds))[1]
-        for label, count in sizes[key].items():
+        def cost(fold: int) -> tuple[int, int, int, int]:
+            # A class must not end up in one fold; then its folds are levelled (growth of the sum of squares), then all.
+            alone = sum(0 < num_per_fold[label][fold] == sum(num_per_fold[label]) for label in counts)
+            growth = sum(count * num_per_fold[label][fold] for label, count in counts.items())
+            return alone, growth, total[fold], fold
+
+        fold = min(range(num_folds), key=cost)
+        for label, count in counts.items():
             num_per_fold[label][fold] += count
-        total[fold] += len(members[key])
-        folds[members[key]] = fold
+        total[fold] += len(indices)
+        folds[indices] = fold
+
+    groups = [key for key, indices in members.items() if len(indices) > 1]
+    # Class after class, so that the folds as a whole stay level too.
+    for key in sorted(
+        groups, key=lambda key: (-len(members[key]), min(map(numbers.__getitem__, members[key])), _draw(seed, key), key)
+    ):
+        deal(members[key])
+    alone = sorted(
+        (numbers[index], _draw(seed, key), key, index) for key, (index, *more) in members.items() if not more
+    )
+    for label, entries in itertools.groupby(alone, key=operator.itemgetter(0)):
+        indices = [index for *_, index in entries]
+        start = 0
+        while start < len(indices) and len(set(num_per_fold[label])) > 1:
+            deal(indices[start : start + 1])
+            start += 1
+        # Once the folds of a class are level, `deal` would go round them in one order, the emptiest as a whole first.
+        order = sorted(range(num_folds), key=total.__getitem__)
+        for place, fold in enumerate(order):
+            mine = indices[start + place :: num_folds]
+            folds[mine] = fold
+            num_per_fold[label][fold] += len(mine)
+            total[fold] += len(mine)
     together = [label for label, counts in sorted(num_per_fold.items()) if max(counts) == sum(counts)]
     if together:
         raise DataError(

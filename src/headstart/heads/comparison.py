@@ -1,13 +1,13 @@
-"""Candidates for a head, layers side by side, compared by cross-validation on a part of the training pictures."""
+"""Candidates for a head, layers side by side: compared by cross-validation on a part of the pictures, and chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.features import FeatureLayout
+from headstart.features import FeatureLayout, get_top_layer
 from headstart.graph import PooledLayer
 from headstart.heads.components import Projection, fit_projection
 from headstart.heads.cross_validation import (
@@ -25,11 +25,20 @@ _SCREEN_ROWS = 1500
 _SCREEN_COMPONENTS = 128
 _SCREEN_COLUMNS = 320
 _SCREEN_PENALTIES = (10.0, 1.0, 0.1, 0.01)
-_COMPONENTS = 256
 MIN_COMPONENTS, MAX_COMPONENTS = 64, 512
-# Numbers of a cross-validation to multiply at a time, so that many classes do not take longer and longer: from 80 on
-# fewer components are kept for it.
-_MAX_WORK = 2**32
+# Numbers to multiply once for each iteration of the fits of a cross-validation, so that many classes do not take longer
+# and longer: fewer components are kept for it. The last round counts with as many layers as its widest candidates have,
+# so that all have the same number a layer: 119 for 3000 pictures of 10 classes, 357 for 500.
+_MAX_WORK, _MAX_WORK_OF_CANDIDATE = 2**31, 2**28
+_MOST_LAYERS = 5
+# Logits that are kept for the final fit, float32: 16 MiB.
+_MAX_KEPT_LOGITS = 2**22
+# The top layer stays without further comparison while its errors exceed the best by no more than this share of a
+# standard error: half of what the rule allows, because the quick round is less exact.
+_CLOSE = 0.5
+
+Block = tuple[Projection, np.ndarray]
+"""The projection of a pooled layer, and the projected rows float32 (n, r)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,22 +57,33 @@ class Table:
             else Table(self.rows[part], self.layout, self.sample.take(part), self.fit)
         )
 
-    def project(self, pooled: PooledLayer, count: int, rng: np.random.Generator) -> tuple[Projection, np.ndarray]:
+    def project(self, pooled: PooledLayer, count: int, rng: np.random.Generator) -> Block:
         return fit_projection(self.layout.read_block(self.rows, pooled), count, rng)
+
+    def project_all(self, blocks: Sequence[PooledLayer], rng: np.random.Generator) -> dict[PooledLayer, Block]:
+        """Each on as many components as a final fit may take."""
+        tasks = zip(blocks, rng.spawn(len(blocks)), strict=True)
+        done = map_bounded(lambda task: self.project(task[0], MAX_COMPONENTS, task[1]), tasks, count_cpus())
+        return {task[0]: block for task, block in done}
+
+    def count_components(self, num_penalties: int, *, is_alone: bool) -> int:
+        """How many a layer the comparison of a candidate can afford, unless it `is_alone`; may be next to none."""
+        num_fits = num_penalties * sum(len(np.unique(folds)) for folds in self.sample.folds)
+        work = len(self.sample.labels) * num_fits * self.sample.num_classes
+        return _MAX_WORK // work if is_alone else _MAX_WORK_OF_CANDIDATE // (work * _MOST_LAYERS)
 
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """A candidate of the last round: its inputs (n, D), what made them, and out-of-fold logits (R, P, n, K).
+    """A candidate of the last round on `num_components` a layer, and its logits (P, n, K) from the first way's folds.
 
-    Each layer has `num_components` at most; of several layers `inputs` may leave columns out.
+    These are kept only while they are few.
     """
 
     result: Result
-    projections: tuple[Projection, ...]
     inputs: np.ndarray
-    logits: np.ndarray
     num_components: int
+    logits: np.ndarray | None
 
 
 def screen(
@@ -111,30 +131,81 @@ def _join(blocks: Sequence[np.ndarray], limit: int) -> np.ndarray:
 def compare(
     table: Table,
     layers: tuple[PooledLayer, ...],
+    blocks: Mapping[PooledLayer, Block],
+    count: int,
     penalties: Sequence[float],
-    rng: np.random.Generator,
-    *,
-    in_full: bool = False,
 ) -> Compared:
-    """A candidate by the fits that count, on few components unless `in_full`, which takes as many as a final fit."""
-    sample = table.sample
-    num_fits = len(penalties) * sum(len(np.unique(folds)) for folds in sample.folds)
-    limit = max(MIN_COMPONENTS, _MAX_WORK // (len(sample.labels) * num_fits * sample.num_classes))
-    count = min(MAX_COMPONENTS, max(MIN_COMPONENTS, limit // len(layers))) if in_full else min(_COMPONENTS, limit)
-    pairs = [table.project(pooled, count, each) for pooled, each in zip(layers, rng.spawn(len(layers)), strict=True)]
-    width = len(layers) * count if in_full else min(limit, MAX_COMPONENTS)
-    inputs = _join([projected for _, projected in pairs], width)
-    logits = predict_out_of_fold(inputs, sample, penalties, table.fit)
-    result = judge(layers, penalties, logits, sample.labels)
-    return Compared(result, tuple(projection for projection, _ in pairs), inputs, logits, count)
+    """A candidate by the fits that count, on `count` components a layer, within bounds."""
+    count = min(MAX_COMPONENTS, max(MIN_COMPONENTS, count))
+    inputs = np.concatenate([blocks[pooled][1][:, :count] for pooled in layers], axis=1)
+    logits = predict_out_of_fold(inputs, table.sample, penalties, table.fit)
+    kept = logits[0].copy() if logits[0].size <= _MAX_KEPT_LOGITS else None
+    return Compared(judge(layers, penalties, logits, table.sample.labels), inputs, count, kept)
 
 
-def refine(table: Table, compared: Compared, penalties: Sequence[float]) -> Result:
-    """The same candidate with all penalties: those that it was compared by and the others."""
+def refine(table: Table, compared: Compared, penalties: Sequence[float]) -> Compared:
+    """The same candidate with more penalties: the neighbours of the best in `penalties`, where those are missing."""
     known = compared.result
-    missing = tuple(penalty for penalty in penalties if penalty not in known.penalties)
+    at = penalties.index(known.penalties[known.best])
+    tried = tuple(each for n, each in enumerate(penalties) if abs(n - at) == 1 or each in known.penalties)
+    missing = tuple(penalty for penalty in tried if penalty not in known.penalties)
+    if not missing:
+        return compared
     logits = predict_out_of_fold(compared.inputs, table.sample, missing, table.fit)
     more = judge(known.layers, missing, logits, table.sample.labels)
-    order = [(known.penalties + missing).index(penalty) for penalty in penalties]
+    order = [(known.penalties + missing).index(penalty) for penalty in tried]
     errors, losses = np.concatenate([known.errors, more.errors]), np.concatenate([known.losses, more.losses])
-    return Result(known.layers, tuple(penalties), errors[order], losses[order])
+    result = Result(known.layers, tried, errors[order], losses[order])
+    kept = None if compared.logits is None else np.concatenate([compared.logits, logits[0]])[order]
+    return Compared(result, compared.inputs, compared.num_components, kept)
+
+
+def is_decided(screened: Sequence[Result], layout: FeatureLayout) -> bool:
+    """Whether the quick round leaves the top layer too close to the best for another to be chosen."""
+    top = next((result for result in screened if result.layers == get_top_layer(layout)), None)
+    best = min((result.errors[result.fewest] for result in screened), key=lambda errors: float(errors.mean()))
+    limit = float(best.mean()) + _CLOSE * _compute_error_of_share(best)
+    return top is not None and float(top.errors[top.fewest].mean()) <= limit
+
+
+def pick_finalists(results: Sequence[Result], layout: FeatureLayout, limit: int) -> list[tuple[PooledLayer, ...]]:
+    """At most `limit`: the top layer, the simplest within one standard error of the best, and the least log losses."""
+    by_loss = sorted(results, key=lambda result: result.losses.mean(axis=1).min())
+    simplest, _ = choose(results, layout)
+    ranked = dict.fromkeys([get_top_layer(layout), simplest.layers, *(result.layers for result in by_loss)])
+    available = {result.layers for result in results}
+    return [layers for layers in ranked if layers in available][:limit]
+
+
+def choose(results: Sequence[Result], layout: FeatureLayout) -> tuple[Result, int]:
+    """The candidate and the index of its penalty; see selection.select_head."""
+    top = next((result for result in results if result.layers == get_top_layer(layout)), None)
+    limit = min(_add_standard_error(result.errors[result.fewest]) for result in results)
+    if top and top.errors[top.fewest].mean() <= limit:
+        limit = _add_standard_error(top.errors[top.fewest])
+        return top, next(index for index, errors in enumerate(top.errors) if errors.mean() <= limit)
+    options = [(result, index) for result in results for index in range(len(result.penalties))]
+    least, at = min(options, key=lambda option: option[0].losses[option[1]].mean())
+
+    def is_close(option: tuple[Result, int]) -> bool:
+        excess = option[0].losses[option[1]] - least.losses[at]
+        return bool(excess.mean() <= _compute_standard_error(excess))
+
+    return min(filter(is_close, options), key=lambda option: (count_features(option[0].layers, layout), option[1]))
+
+
+def _compute_standard_error(values: np.ndarray) -> float:
+    return float(values.std() / np.sqrt(len(values)))
+
+
+def _compute_error_of_share(errors: np.ndarray) -> float:
+    """Standard error of a share of errors; without any, as if there were one: chance may have spared it."""
+    return max(_compute_standard_error(errors), 1 / len(errors))
+
+
+def _add_standard_error(errors: np.ndarray) -> float:
+    return float(errors.mean()) + _compute_error_of_share(errors)
+
+
+def count_features(layers: Sequence[PooledLayer], layout: FeatureLayout) -> int:
+    return sum(layout.count_features(pooled) for pooled in layers)

@@ -21,6 +21,10 @@ class Projection:
         projected += self.offset
         return np.asarray(projected)
 
+    def keep(self, count: int) -> Projection:
+        """The first `count` components."""
+        return Projection(self.coef[:, :count], self.offset[:count])
+
 
 def fit_projection(block: np.ndarray, num_components: int, rng: np.random.Generator) -> tuple[Projection, np.ndarray]:
     """Standardise with a floor under the variance, then the leading principal components; also the projected rows.

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.calibration import fit_temperature
+from headstart.calibration import fit_temperature_to_part
 from headstart.graph import PooledLayer
 
 Fitter = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 """`fit_logistic`, or another that takes and gives the same."""
 
+# Logits that set a temperature, so that the time does not grow with many classes.
 _MAX_TEMPERATURE_NUMBERS = 2**18
 # Least squares give scores of about 0 and 1; the temperature, which has bounds, starts from these.
 _SCORE_FACTOR = 10.0
@@ -74,9 +75,13 @@ def judge(
     layers: tuple[PooledLayer, ...], penalties: Sequence[float], logits: np.ndarray, labels: np.ndarray
 ) -> Result:
     """Errors and calibrated losses, averaged over R ways, of out-of-fold `logits` (R, P, n, K)."""
+    num_ways, num_penalties, count, num_classes = logits.shape
     errors = (logits.argmax(axis=3) != labels).mean(axis=0)
-    losses = np.mean([[compute_calibrated_losses(one, labels) for one in each] for each in logits], axis=0)
-    return Result(layers, tuple(penalties), errors, losses)
+    together = logits.swapaxes(0, 1).reshape(num_penalties, num_ways * count, num_classes)
+    # One temperature for all ways: they are the same pictures.
+    losses = [compute_calibrated_losses(each, np.tile(labels, num_ways)) for each in together]
+    means = np.stack([each.reshape(num_ways, count).mean(axis=0) for each in losses])
+    return Result(layers, tuple(penalties), errors, means)
 
 
 def predict_out_of_fold(inputs: np.ndarray, sample: Sample, penalties: Sequence[float], fit: Fitter) -> np.ndarray:
@@ -108,33 +113,71 @@ def predict_by_least_squares(inputs: np.ndarray, sample: Sample, penalties: Sequ
     much as logistic regression does, at a small share of the time; its own log loss is larger.
     """
     count = len(inputs)
+    targets = np.zeros((count, sample.num_classes), np.float32)
+    targets[np.arange(count), sample.labels] = _SCORE_FACTOR
     columns = np.ones((count, inputs.shape[1] + 1), np.float32)
     columns[:, :-1] = inputs
     weights = sample.weigh(np.ones(count, bool))
+    held_out = [[np.flatnonzero(folds == fold) for fold in np.unique(folds)] for folds in sample.folds]
+    largest = max(len(held) for each in held_out for held in each)
+    leave_out = _leave_out_pictures if 2 * largest < columns.shape[1] else _leave_out_sums
+    return leave_out(columns, targets, weights, held_out, penalties)
+
+
+def _leave_out_sums(
+    columns: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    held_out: Sequence[Sequence[np.ndarray]],
+    penalties: Sequence[float],
+) -> np.ndarray:
     weighted = columns * weights[:, None]
-    ridge = np.diag(np.append(np.ones(inputs.shape[1]), 0)).astype(np.float32)
-    logits = np.empty((len(sample.folds), len(penalties), count, sample.num_classes), np.float32)
-    targets = np.zeros((count, sample.num_classes), np.float32)
-    targets[np.arange(count), sample.labels] = _SCORE_FACTOR
-    gram, answers = columns.T @ weighted, weighted.T @ targets
-    for way, folds in enumerate(sample.folds):
-        for fold in np.unique(folds):
-            held = folds == fold
+    ridge = np.diag(np.append(np.ones(columns.shape[1] - 1), 0)).astype(np.float32)
+    logits = np.empty((len(held_out), len(penalties), *targets.shape), np.float32)
+    for way, each in enumerate(held_out):
+        grams = [columns[held].T @ weighted[held] for held in each]
+        answers = [weighted[held].T @ targets[held] for held in each]
+        gram, answer = sum(grams), sum(answers)
+        for held, own, wanted in zip(each, grams, answers, strict=True):
             share = 1 - weights[held].sum()
-            own = (gram - columns[held].T @ weighted[held]) / share
-            wanted = (answers - weighted[held].T @ targets[held]) / share
+            rest, asked = (gram - own) / share, (answer - wanted) / share
             for number, penalty in enumerate(penalties):
-                logits[way, number, held] = columns[held] @ np.linalg.solve(own + np.float32(penalty) * ridge, wanted)
+                logits[way, number, held] = columns[held] @ np.linalg.solve(rest + np.float32(penalty) * ridge, asked)
+    return logits
+
+
+def _leave_out_pictures(
+    columns: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    held_out: Sequence[Sequence[np.ndarray]],
+    penalties: Sequence[float],
+) -> np.ndarray:
+    """The same from one solution on all pictures, cheaper where folds are smaller than the number of columns.
+
+    With H the matrix that takes the answers to their predictions, what a fold's pictures miss by without the fold is
+    what they miss by with it, times the inverse of (I - H) of the fold (Cook and Weisberg 1982, 2.2; Allen's PRESS for
+    folds of one). The penalty takes the average fold for each.
+    """
+    roots = np.sqrt(weights.astype(np.float64))[:, None]
+    rows, answers = columns * roots, targets * roots
+    ridge = np.diag(np.append(np.ones(columns.shape[1] - 1), 0))
+    gram = rows.T @ rows
+    logits = np.empty((len(held_out), len(penalties), *targets.shape), np.float32)
+    for number, penalty in enumerate(penalties):
+        for way, each in enumerate(held_out):
+            if way == 0 or len(each) != len(held_out[way - 1]):
+                hat = rows @ np.linalg.solve(gram + penalty * (1 - 1 / len(each)) * ridge, rows.T)
+                missed = answers - hat @ answers
+            for held in each:
+                inside = np.eye(len(held)) - hat[np.ix_(held, held)]
+                logits[way, number, held] = targets[held] - np.linalg.solve(inside, missed[held]) / roots[held]
     return logits
 
 
 def compute_calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Cross-entropy (n,) after the best temperature: strong penalties are not blamed for timid probabilities.
-
-    With many classes some of the rows (n, K) set the temperature, so that the time does not grow with K.
-    """
-    step = -(-logits.size // _MAX_TEMPERATURE_NUMBERS)
-    scaled = logits / np.float32(fit_temperature(logits[::step], labels[::step]))
+    """Cross-entropy (n,) after the best temperature: strong penalties are not blamed for timid probabilities."""
+    scaled = logits / np.float32(fit_temperature_to_part(logits, labels, _MAX_TEMPERATURE_NUMBERS))
     scaled -= scaled.max(axis=1, keepdims=True)
     of_truth = scaled[np.arange(len(labels)), labels]
     return np.asarray(np.log(np.exp(scaled, out=scaled).sum(axis=1)) - of_truth, np.float64)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from headstart.parallel import count_cpus, map_bounded
+
 logger = logging.getLogger(__name__)
 
 _HISTORY = 8
@@ -32,6 +34,8 @@ _MAX_LOGITS = 2**18
 _MIN_ROWS_AT_ONCE = 128
 # What may be held of histories over all problems, in float32 numbers: 256 MiB.
 _MAX_HISTORY = 2**26
+# Numbers to multiply for each iteration, from which on halves of the problems go to threads of their own.
+_WORTH_THREADS = 10**8
 
 Objective = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -71,11 +75,14 @@ def fit_logistic(
     """
     numbers_per_problem = 2 * (_HISTORY + 2) * (rows.shape[1] + 1) * num_classes
     count = max(1, _MAX_HISTORY // numbers_per_problem)
-    starts = range(0, len(penalties), count)
-    parts = [slice(start, start + count) for start in starts]
-    return np.concatenate(
-        [_fit_together(rows, labels, weights[p], penalties[p], num_classes, tolerance) for p in parts]
-    )
+    if rows.size * len(penalties) * num_classes > _WORTH_THREADS:
+        count = min(count, -(-len(penalties) // 2))  # not by processors: sums would depend on them
+    parts = [slice(start, start + count) for start in range(0, len(penalties), count)]
+
+    def fit_part(part: slice) -> np.ndarray:
+        return _fit_together(rows, labels, weights[part], penalties[part], num_classes, tolerance)
+
+    return np.concatenate([fitted for _, fitted in map_bounded(fit_part, parts, min(2, count_cpus()))])
 
 
 def _fit_together(
