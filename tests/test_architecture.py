@@ -21,8 +21,8 @@ PACKAGES = {"", "backbones", "heads", "finetuning", "recipes", "insight", "repor
 # A module imports from the rows above its own only.
 LAYERS = [
     "errors recipes.recipe plots",
-    "csv_text _files formats parallel graph metrics stats onnx_reader heads.fitting",
-    "image_files heads.components",
+    "csv_text _files formats parallel graph metrics stats onnx_reader",
+    "image_files heads.components heads.fitting",
     "plot_axes decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
     "backbones.weights_file heads.linear heads.dense fixed_shapes familiarity public_datasets finetuning.augmentation finetuning.flip_check "
     "finetuning.checkpoints finetuning.layer_table",
