@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from headstart.errors import ConfigError, DataError
+from headstart.heads.components import fit_projection
 from headstart.heads.fitting import fit_logistic
-from headstart.heads.selection import fit_projection
 from headstart.insight import learning_curve
 from headstart.insight.diagnosis import describe_learning_curve, diagnose
 from headstart.insight.forecast import Shape, forecast

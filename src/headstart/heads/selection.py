@@ -23,7 +23,6 @@ from headstart.features import FeatureLayout, get_top_layer, list_candidates
 from headstart.graph import PooledLayer
 from headstart.heads.comparison import MAX_COMPONENTS, MIN_COMPONENTS, Compared, Table, compare, refine, screen
 from headstart.heads.components import Projection
-from headstart.heads.components import fit_projection as fit_projection
 from headstart.heads.cross_validation import Fitter, Result, Sample, draw_part
 from headstart.heads.fitting import fit_logistic
 from headstart.heads.linear import LinearHead

@@ -10,8 +10,8 @@ import numpy as np
 import threadpoolctl
 
 from headstart.errors import DataError
+from headstart.heads.components import fit_projection
 from headstart.heads.fitting import fit_logistic
-from headstart.heads.selection import fit_projection
 from headstart.parallel import count_cpus, map_bounded
 from headstart.splits import assign_folds
 from headstart.stats import CONFIDENCE
