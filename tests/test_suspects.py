@@ -228,12 +228,13 @@ def test_what_every_training_asks_loads_neither_scipy_nor_scikit_learn() -> None
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_root_is_found_in_few_steps_where_the_curve_is_steep(sign: int) -> None:
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_a_root_is_found_in_few_steps_where_the_curve_is_steep(sign: int, is_mirrored: bool) -> None:
     asked = []
 
     def compute(x: float) -> float:
         asked.append(x)
-        return sign * (100 * x**20 - 3)
+        return sign * (100 * (1 - x if is_mirrored else x) ** 20 - 3)
 
     root = _find_root(compute, 0.0, 1.0)
     assert abs(compute(root)) <= 0.02
