@@ -100,3 +100,10 @@ def test_a_target_that_is_reached_needs_nothing() -> None:
 
 def test_without_a_test_part_that_is_the_advice() -> None:
     assert list_actions(replace(GOOD, error=None, num_test=0)) == ["Put pictures aside for a test"]
+
+
+def test_a_network_in_8_bits_is_trained_in_floats_first() -> None:
+    wrong = replace(GOOD, error=(0.2, 0.18, 0.22), imagenet_distance=0.65, backbone_to_tune="efficientnet-lite0")
+    advice = next(each for each in advise(wrong) if each.action.startswith("Fine-tune"))
+    assert advice.command == "headstart train pets/ --backbone efficientnet-lite0"
+    assert "8 bits, which cannot be trained" in advice.reason

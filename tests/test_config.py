@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -257,6 +258,7 @@ def test_a_preset_is_a_backbone_and_a_size() -> None:
     ("preset", "values", "message"),
     [
         ("fats", {}, "preset is 'fats'. Did you mean 'fast'? Expected fast or best."),
+        (["fast"], {}, "preset is ['fast']. Did you mean 'fast'? Expected fast or best."),
         (
             "fast",
             {"backbone": "vgg16", "input_size_px": 64},
@@ -269,7 +271,7 @@ def test_a_preset_is_a_backbone_and_a_size() -> None:
         ),
     ],
 )
-def test_a_preset_allows_no_other_choice(preset: str, values: dict[str, object], message: str) -> None:
+def test_a_preset_allows_no_other_choice(preset: Any, values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         apply_preset(preset, values)
     assert str(caught.value) == message

@@ -207,6 +207,13 @@ def test_test_pictures_do_not_count_for_training() -> None:
         check_classes(dataset)
 
 
+def test_of_many_classes_with_few_pictures_20_are_named() -> None:
+    (problem,) = check_classes(make_dataset({f"c{number:03}": 5 for number in range(100)}))
+    assert problem.message.startswith("100 classes have fewer than 20 training pictures: 'c000' 5, ")
+    assert "'c019' 5" in problem.message
+    assert "'c020'" not in problem.message
+
+
 def test_few_and_uneven_pictures_are_warned_about() -> None:
     assert check_classes(make_dataset({"cat": 20, "dog": 200})) == []
     assert check_classes(make_dataset({"cat": 201, "dog": 20, "owl": 19, "emu": 2})) == [

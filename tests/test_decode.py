@@ -777,6 +777,8 @@ def test_one_colour(format: str) -> None:
         ("photo.d/cat", "JPEG", True),
         ("cat.mpo", "JPEG", True),
         ("cat\udcff.tif", "TIFF", True),
+        (".png", "JPEG", True),  # a hidden file without extension
+        ("cat.", "JPEG", True),
     ],
 )
 def test_extension_matches(path: str, format: str, expected: bool) -> None:

@@ -67,6 +67,9 @@ def test_every_layer_is_near_that_of_the_float_network(int8: Backbone) -> None:
         exact.layers, run_layers(open_session(int8.model)), run_layers(open_session(exact.model)), strict=True
     ):
         assert compute_share_kept(found, expected) > 0.97, layer.name
+        # What rounding adds to every picture alike is small: most of it goes into the biases.
+        shift = ((found - expected).mean(axis=0) ** 2).mean() / expected.var(axis=0).mean()
+        assert shift < 0.0015, layer.name
 
 
 def test_a_runtime_that_only_rounds_gives_the_same_as_integer_arithmetic(int8: Backbone) -> None:

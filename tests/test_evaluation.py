@@ -21,7 +21,7 @@ from headstart import metrics
 from headstart.csv_text import escape_text, quote_field, unescape_text
 from headstart.errors import DataError, HeadstartError, MissingDependencyError
 from headstart.evaluation import Confusion, Evaluation
-from headstart.evaluation_files import load_evaluation, save_evaluation
+from headstart.evaluation_files import _format_json, load_evaluation, save_evaluation
 from headstart.stats import wilson_interval
 
 AWKWARD = (
@@ -372,3 +372,17 @@ def test_figures_are_computed_once_for_a_seed() -> None:
     assert other["macro_f1"] != again["macro_f1"]
     assert make_evaluation().compute_figures() == again
     assert make_evaluation() == evaluation
+
+
+def test_json_is_that_of_the_standard_library_but_for_lists_of_numbers() -> None:
+    value = {
+        "b": [[1, 2.5], [None, -1e-9]],
+        "a": {"é": [], "[1,\n2]": {}, "c": ["x", 1, True]},
+        "d": [[]],
+        "e": "\udcff",
+    }
+    text = _format_json(value).decode()
+    assert json.loads(text) == value
+    assert '"b": [\n    [1, 2.5],\n    [null, -1e-09]\n  ]' in text
+    simple = {"b": ["x", {"c": None}], "a": {"d": True, "e": [], "f": {}}}
+    assert _format_json(simple).decode() == json.dumps(simple, indent=2, sort_keys=True) + "\n"

@@ -10,7 +10,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -453,3 +455,15 @@ def test_a_layout_reads_only_what_it_keeps() -> None:
     for block in (PooledLayer("b", 4), PooledLayer("c", 1)):
         with pytest.raises(KeyError):
             layout.read_block(rows, block)
+
+
+def test_threads_that_come_first_together_open_one_session() -> None:
+    extractor = Extractor(make_tiny_backbone(), num_threads=8)
+    barrier = threading.Barrier(8)
+
+    def open_one(_: int) -> object:
+        barrier.wait(timeout=5)
+        return extractor._open()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(map(id, list(pool.map(open_one, range(8)))))) == 1

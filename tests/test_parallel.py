@@ -127,7 +127,7 @@ QUOTAS = {
     "the group below is tighter": ("0::/a/b\n", {"a/cpu.max": "max 100000\n", "a/b/cpu.max": "200000 100000\n"}, 2.0),
     "inside a container": ("0::/\n", {"cpu.max": "300000 100000\n"}, 3.0),
     "a container with the host's names": ("0::/docker/123\n", {"cpu.max": "300000 100000\n"}, 3.0),
-    "outside of what is seen": ("0::/../b\n", {"cpu.max": "300000 100000\n", "b/cpu.max": "1 100000\n"}, 3.0),
+    "outside of what is seen": ("0::/../b\n", {"cpu.max": "300000 100000\n", "../b/cpu.max": "1 100000\n"}, 3.0),
     "no files": ("0::/a\n", {}, math.inf),
     "not numbers": ("0::/a\n", {"a/cpu.max": "much\n"}, math.inf),
     "version 1": (

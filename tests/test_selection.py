@@ -508,3 +508,29 @@ def test_large_tables_are_screened_on_a_part_and_fitted_on_all(monkeypatch: pyte
     assert {score.num_images for score in found.scores if not score.is_finalist} == {120}
     assert found.head.layers == MID
     assert (found.out_of_fold_probs.argmax(axis=1) == labels).mean() > 0.9
+
+
+# The other penalties of the winner
+
+
+def test_the_other_penalties_of_the_winner_are_as_if_compared_from_the_start() -> None:
+    labels = make_labels(120, 3)
+    sample = Sample(labels, np.ones(120, np.float32), make_folds(labels), 3)
+    table = comparison.Table(make_table(labels, {"top": 0.5}), LAYOUT, sample, fit_logistic)
+    penalties = (30.0, 3.0, 0.3, 0.03, 0.003)
+    blocks = table.project_all(TOP, np.random.default_rng(0))
+    coarse = comparison.compare(table, TOP, blocks, 64, penalties[1::2])
+    refined = comparison.refine(table, coarse, penalties).result
+    best = penalties.index(coarse.result.penalties[coarse.result.best])
+    assert set(refined.penalties) == {penalties[best - 1], penalties[best + 1], *penalties[1::2]}
+    direct = comparison.compare(table, TOP, blocks, 64, refined.penalties).result
+    np.testing.assert_array_equal(refined.errors, direct.errors)
+    np.testing.assert_allclose(refined.losses, direct.losses, atol=1e-4)
+    assert len(np.unique(refined.losses.mean(axis=1))) == len(refined.penalties)
+
+
+def test_a_winner_gets_the_best_of_all_penalties() -> None:
+    labels = make_labels(240, 2)
+    found = choose(make_table(labels, {"early": 1.0}), labels, penalties=(1.0, 10.0, 0.1, 20.0, 0.3))
+    assert found.head.layers == EARLY
+    assert found.head.penalty in (1.0, 0.3, 0.1)  # 10 and 20 are tried first

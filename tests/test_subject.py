@@ -69,6 +69,17 @@ def test_opened_again_it_is_what_it_was_after_training(
     assert (len(trained.scores) > 0, again.scores) == (True, ())
 
 
+def test_opened_rows_are_those_that_are_read(tmp_path: Path, warm_cache: Path) -> None:
+    classifier = headstart.train(write_flipped(tmp_path / "flipped"), layers="top", penalty=1.0)
+    with FeatureCache() as cache:
+        subject = open_trained(classifier, cache)
+        train = subject.records["train"]
+        expected, rows = subject.read_top(train), subject.open_rows(train)
+        assert (rows.shape, rows.ndim, len(rows)) == (expected.shape, 2, len(expected))
+        for part in (slice(3, 9), slice(None), np.array([7, 2, 2, 20]), np.arange(len(train)) % 3 == 1):
+            np.testing.assert_array_equal(rows[part], expected[part])
+
+
 def test_features_that_left_the_cache_are_computed_again(
     tmp_path: Path, warm_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,11 @@ from headstart.evaluation import Evaluation
 from headstart.insight.suspects import (
     Suspect,
     Suspects,
+    _compute_own,
+    _find_root,
+    _fit_mixture,
+    _fit_rates,
+    _take_log,
     describe_suspects,
     find_suspects,
     read_suspects,
@@ -220,3 +225,33 @@ def test_what_every_training_asks_loads_neither_scipy_nor_scikit_learn() -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_a_root_is_found_in_few_steps_where_the_curve_is_steep(sign: int, is_mirrored: bool) -> None:
+    asked = []
+
+    def compute(x: float) -> float:
+        asked.append(x)
+        return sign * (100 * (1 - x if is_mirrored else x) ** 20 - 3)
+
+    root = _find_root(compute, 0.0, 1.0)
+    assert abs(compute(root)) <= 0.02
+    assert len(asked) < 60
+
+
+def test_the_sharpness_is_the_best_of_all_steps() -> None:
+    for seed, sharpness in ((0, 1.0), (1, 2.0), (2, 5.0)):
+        labels, probs = draw_rows(300, 3, seed, sharpness)
+        labels = np.where(np.arange(300) % 15 == 0, (labels + 1) % 3, labels)
+        logs = _take_log(probs.astype(np.float32))
+
+        def own_at(step: int, logs: np.ndarray = logs, labels: np.ndarray = labels) -> np.ndarray:
+            return _compute_own(logs, labels, float(np.exp(step * 0.02)))
+
+        found = _fit_mixture(own_at, labels, 3, shared=True, total=None)
+        losses = {step: _fit_rates(own_at(step), labels, 3, True, None)[0] for step in range(-70, 171)}
+        best = min(losses, key=lambda step: losses[step])
+        assert found.loss == pytest.approx(losses[best], abs=1e-7)
+        assert found.sharpness == pytest.approx(np.exp(best * 0.02), rel=0.021)

@@ -174,6 +174,15 @@ def test_backbones() -> None:
     assert shown[0].split() == ["name", "parameters", "features", "input", "licence", "weights"]
     assert shown[1].split() == ["efficientnet-lite0", "3.4", "M", "1280", "224", "px", "Apache-2.0", "here"]
     assert shown[2].split() == ["timm:x[y]", "224", "px", "Apache-2.0", "fetched"]
+    assert len(shown) == 3
+
+
+def test_backbones_say_what_int8_is_and_how_to_install() -> None:
+    rows = list_backbones("efficientnet-lite0*")
+    rows.append(dataclasses.replace(rows[0], name="vgg16", weights="pip install 'headstart[torch]'"))
+    shown = show(render_backbones(rows, {}), width=120).splitlines()
+    assert shown[-2].endswith("pip install 'headstart[torch]'")
+    assert shown[-1].startswith("int8: the same weights in 8 bits")
 
 
 def test_backbones_with_what_was_measured() -> None:

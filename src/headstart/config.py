@@ -157,7 +157,7 @@ def apply_preset(preset: str | None, values: dict[str, Any]) -> dict[str, Any]:
     """
     if preset is None:
         return values
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(f"preset is {preset!r}.{suggest(str(preset), PRESETS)} Expected {' or '.join(PRESETS)}.")
     if given := [name for name in ("backbone", "input_size_px", "weights") if values.get(name) is not None]:
         raise ConfigError(

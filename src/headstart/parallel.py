@@ -48,7 +48,8 @@ def read_cpu_quota(mounts: Path = Path("/sys/fs/cgroup"), membership: Path = Pat
         return math.inf
     quotas = [math.inf]
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, _, line = line.partition(":")
+        controllers, _, path = line.partition(":")
         if not controllers:
             roots = [mounts, mounts / "unified"]
         elif "cpu" in controllers.split(","):

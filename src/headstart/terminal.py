@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from headstart._files import show_path
+from headstart.backbones.catalog import CATALOG
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -321,9 +322,11 @@ def render_backbones(
             f"{row.input_size_px} px",
             *([f"{speed:,.1f}" if isinstance(speed, float) else "-"] if speeds else []),
             row.licence,
-            row.weights,
+            Text(row.weights),  # its [torch] is not markup
         )
     yield table
+    if any(row.name in CATALOG and CATALOG[row.name].is_int8 for row in rows):
+        yield Text("int8: the same weights in 8 bits; faster, almost as accurate, not to be fine-tuned.")
     for name, error in speeds.items():
         if not isinstance(error, float):
             yield Text(f"{name}: {error}")

@@ -36,6 +36,11 @@ class CatalogEntry:
     is_int8: bool = False
 
     @property
+    def float_name(self) -> str:
+        """The same network in floats, which can be fine-tuned."""
+        return self.name.removesuffix("-int8")
+
+    @property
     def module(self) -> str:
         return self.package.replace("-", "_")
 

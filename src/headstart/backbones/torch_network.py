@@ -109,7 +109,7 @@ def find_model(name: str) -> tuple[str, PretrainedCfg]:
     if name in CATALOG and CATALOG[name].is_int8:
         raise BackboneError(
             f"{name} is in 8 bits, which cannot be trained and takes no other weights. "
-            f"Train a classifier with backbone {name.removesuffix('-int8')} first, and fine-tune that."
+            f"Train a classifier with backbone {CATALOG[name].float_name} first, and fine-tune that."
         )
     full_name = name.removeprefix(TIMM_PREFIX)
     if name in CATALOG:

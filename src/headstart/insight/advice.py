@@ -35,8 +35,9 @@ class Findings:
     `model` and `source` are the arguments for the commands, ready for a shell. `error`, with its interval, is that of
     unseen pictures (n of them); `train_error` and `out_of_fold_error` are on the training pictures. `now` and
     `twice` are the learning curve's errors with these and with twice the pictures, with their ranges. `top_gain` is
-    what the chosen layers gain over the top one in cross-validation. `num_leaking` counts test pictures with a
-    near-copy among the training pictures.
+    what the chosen layers gain over the top one in cross-validation. `backbone_to_tune` is named where the classifier's
+    own is in 8 bits, which cannot be fine-tuned. `num_leaking` counts test pictures with a near-copy among the training
+    pictures.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Findings:
     num_leaking: int = 0
     mismatch: str | None = None
     from_layer: str | None = None
+    backbone_to_tune: str | None = None
     is_tuned: bool = False
     difference: float = DIFFERENCE
 
@@ -150,11 +152,11 @@ def _ask_for_tuning(findings: Findings, error: float, wanted: float) -> Iterator
         "Fine-tuning lowered the error from 27.3 to 13.0 % on CIFAR-10 (distance 0.42, 500 pictures a class), and "
         "not on cats and dogs (0.17). It is kept only where a paired test says that it is better."
     )
-    yield Advice(
-        f"Fine-tune from {findings.from_layer}",
-        " ".join(reasons),
-        f"headstart finetune {findings.model} {findings.source} --from {findings.from_layer}",
-    )
+    command = f"headstart finetune {findings.model} {findings.source} --from {findings.from_layer}"
+    if findings.backbone_to_tune:
+        reasons.append("This network is in 8 bits, which cannot be trained: first train with it in floats.")
+        command = f"headstart train {findings.source} --backbone {findings.backbone_to_tune}"
+    yield Advice(f"Fine-tune from {findings.from_layer}", " ".join(reasons), command)
 
 
 def _widen_test(findings: Findings, has_other_advice: bool) -> Iterator[Advice]:

@@ -13,6 +13,7 @@ import onnxruntime
 
 from headstart import __version__
 from headstart.backbone_choice import Trial
+from headstart.backbones.catalog import CATALOG
 from headstart.contact_sheet import choose_sheet
 from headstart.data_check import DataReport
 from headstart.dataset import ImageRecord
@@ -349,6 +350,7 @@ def _collect_findings(answers: _Answers, subject: Subject, request: Request) -> 
     top = next((score for score in subject.scores if score.layers == get_top_layer(subject.extractor.layout)), None)
     chosen = next((score for score in subject.scores if score.layers == subject.head.layers), None)
     target = request.target_accuracy
+    entry = CATALOG.get(subject.settings.backbone)
     return Findings(
         model=shlex.quote(request.model),
         source=shlex.quote(request.source),
@@ -369,6 +371,7 @@ def _collect_findings(answers: _Answers, subject: Subject, request: Request) -> 
         num_leaking=answers.num_leaking,
         mismatch=_say_mismatch(answers.mismatch) if answers.mismatch and answers.mismatch.is_mismatched else None,
         from_layer=_choose_from_layer(subject, answers.distance),
+        backbone_to_tune=entry.float_name if entry and entry.is_int8 else None,
         is_tuned=subject.is_tuned,
     )
 
