@@ -2,8 +2,9 @@
 
 The first part does to each folder what a training does: it extracts all pictures into a fresh cache, then chooses
 layers, pooling and penalty on those to train on, and fits what tells unknown pictures. The ratio `_cpu` compares
-processor time, which other work on the machine disturbs less than the clock. The second part solves what one candidate of the last round asks for: 7 penalties
-x 5 folds of logistic regression at once, on 512 principal components of 5000 x 768 features with 50 classes.
+processor time, which other work on the machine disturbs less than the clock. The second part solves what one candidate
+of the last round asks for: 7 penalties x 5 folds of logistic regression at once, on 512 principal components of 5000 x
+768 features with 50 classes.
 
 OPENBLAS_NUM_THREADS=1 in the environment shows the same without BLAS threads, which wait badly on a busy machine.
 """
