@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import random
 import shutil
@@ -467,3 +468,27 @@ def test_threads_that_come_first_together_open_one_session() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(map(id, list(pool.map(open_one, range(8)))))) == 1
+
+
+def test_rows_and_verdicts_do_not_depend_on_how_many_go_together(
+    extractor: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the decoded pictures that wait for the network take more memory than is allowed."""
+    pictures = make_pictures(tmp_path / "pictures", 11)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(str(pictures[4].source)).read_bytes()[:-40])
+    pictures[4] = Picture(hashlib.sha256(broken.read_bytes()).hexdigest(), str(broken))
+    found = []
+    for size, limit in ((1, 2**20), (8, 2**20), (8, 1), (4, 5000)):
+        monkeypatch.setattr(extractor, "pictures_per_task", size)
+        monkeypatch.setattr(features, "_MAX_WAITING_BYTES", limit)
+        monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / f"{size}-{limit}"))
+        done: list[int] = []
+        with FeatureCache() as cache:
+            outcome = extract_features(pictures, extractor, cache, lambda count, total, done=done: done.append(count))
+            recipe = cache.get_recipe(extractor.recipe_key, extractor.name)
+            found.append((list(outcome.facts), cache.read_features(recipe, list(outcome.facts)).tobytes()))
+        assert done == list(range(1, 12))
+        assert list(outcome.failures) == [pictures[4].sha256]
+    assert len(found[0][0]) == 10
+    assert all(each == found[0] for each in found)

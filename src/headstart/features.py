@@ -15,7 +15,7 @@ import numpy as np
 
 from headstart._files import compute_sha256
 from headstart.backbones.catalog import CLASS_TOKEN, POOLED, Backbone, Layer
-from headstart.decode import DECODER_VERSION, ImageFacts
+from headstart.decode import DECODER_VERSION, DecodedImage, ImageFacts
 from headstart.errors import ConfigError, ImageError, suggest
 from headstart.execution import PROCESSOR, Runner, choose_device, open_device
 from headstart.feature_cache import FeatureCache
@@ -40,6 +40,10 @@ _MIN_CHANNELS = 32
 _MIN_BLOCK_FEATURES = 128
 _MAX_GRID = 4
 _ROWS_PER_COMMIT = 64
+_PICTURES_PER_TASK = 8
+_LARGE_MODEL_BYTES = 64 * 2**20
+# Of decoded pictures that wait for the network in one thread.
+_MAX_WAITING_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,9 @@ class GraphRunner:
         if self._graph:
             self.recipe_key += f"/{self._graph.device_name}"  # whose last digits differ
         self.num_threads = num_threads or (self._graph.num_threads if self._graph else count_cpus())
+        # Large networks may take a second a picture: neither an interrupt nor the progress should wait for several.
+        is_slow = model.ByteSize() > _LARGE_MODEL_BYTES
+        self.pictures_per_task = 1 if self._graph or is_slow else _PICTURES_PER_TASK
 
     def run(self, pixels: np.ndarray, sha256: str = "") -> np.ndarray:
         """Features float16 (D,) of one RGB picture uint8 (H, W, 3); what draws views of it needs its SHA-256."""
@@ -247,12 +254,27 @@ def extract_features(
     result.num_cached = len(unique) - len(missing)
     min_side_px = 2 * extractor.preprocess.input_size_px
 
-    def compute(picture: Picture) -> tuple[ImageFacts, np.ndarray] | ImageError:
+    def decode(picture: Picture) -> DecodedImage | ImageError:
         try:
-            decoded = load_picture(picture.source, picture.sha256, min_side_px)
+            return load_picture(picture.source, picture.sha256, min_side_px)
         except ImageError as error:
             return error
+
+    def run(picture: Picture, decoded: DecodedImage | ImageError) -> tuple[ImageFacts, np.ndarray] | ImageError:
+        if isinstance(decoded, ImageError):
+            return decoded
         return decoded.facts, extractor.run(decoded.pixels, picture.sha256)
+
+    def compute(part: Sequence[Picture]) -> list[tuple[ImageFacts, np.ndarray] | ImageError]:
+        # Some pictures are decoded, then run: in turn, each would find the caches of its core full of the other's.
+        outcomes, waiting, num_bytes = [], [], 0
+        for picture in part:
+            waiting.append((picture, decode(picture)))
+            num_bytes += waiting[-1][1].pixels.nbytes if isinstance(waiting[-1][1], DecodedImage) else 0
+            if num_bytes > _MAX_WAITING_BYTES or picture is part[-1]:
+                outcomes += [run(*each) for each in waiting]
+                waiting, num_bytes = [], 0
+        return outcomes
 
     pending: list[tuple[str, ImageFacts, np.ndarray]] = []
 
@@ -261,8 +283,12 @@ def extract_features(
         cache.add_facts(DECODER_VERSION, [(sha256, facts.to_json()) for sha256, facts, _ in pending])
         pending.clear()
 
+    size = extractor.pictures_per_task
+    parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+    computed = map_bounded(compute, parts, extractor.num_threads)
+    outcomes = (pair for part, found in computed for pair in zip(part, found, strict=True))
     try:
-        for done, (picture, outcome) in enumerate(map_bounded(compute, missing, extractor.num_threads), start=1):
+        for done, (picture, outcome) in enumerate(outcomes, start=1):
             if isinstance(outcome, ImageError):
                 result.failures[picture.sha256] = outcome
             else:
