@@ -74,6 +74,7 @@ class _ViewRunner(GraphRunner):
         self.name = runner.name
         self.preprocess = runner.preprocess
         self.num_threads = runner.num_threads
+        self.pictures_per_task = runner.pictures_per_task
         # Mixing happens in the loop and changes no view.
         drawn = replace(augmentation, mixup_alpha=0.0, cutmix_alpha=0.0)
         self.recipe_key = f"{runner.recipe_key}/view {view} of seed {seed}, {drawn.to_json()}"
