@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import PIL.Image
 from measure import make_parser, report, summarize, work_folder
 
@@ -34,6 +33,7 @@ from headstart.backbones.loading import load_backbone
 from headstart.data_check import hash_images
 from headstart.dataset import ImageDataset, ImageRecord, scan_dataset
 from headstart.decode import DECODER_VERSION, ImageFacts, decode_image
+from headstart.execution import open_session
 from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, Picture, build_feature_graph, extract_features
 from headstart.graph import FEATURES, IMAGE
@@ -98,10 +98,7 @@ class Bench:
     def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
         self.min_side_px = 2 * extractor.preprocess.input_size_px
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        graph = build_feature_graph(extractor.backbone, extractor.layout).SerializeToString()
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.session = open_session(build_feature_graph(extractor.backbone, extractor.layout).SerializeToString())
         for run in (extractor.run, self.forward):
             run(np.zeros((300, 300, 3), np.uint8))
 

@@ -1,9 +1,9 @@
 """ONNX Runtime's sessions: on the processor, or on a device with the rest of the work in threads.
 
 HEADSTART_DEVICE names the device; `auto`, the default, takes CUDA or DirectML where the installed ONNX Runtime has
-them, else the processor. What is not taken by itself: TensorRT builds for minutes; OpenVINO saves 4 to 8 % on a
-processor; CoreML is in every ONNX Runtime for macOS, and nobody asked for it. A device that does not start, or whose
-results are not those of the processor, is left with one warning.
+them, else the processor. What is not taken by itself: TensorRT builds for minutes; OpenVINO is no faster on a
+processor with pictures of many sizes; CoreML is in every ONNX Runtime for macOS, and was not measured. A device that
+does not start, or whose results are not those of the processor, is left with one warning.
 
 A graph takes pictures of any size, which compiled devices take badly. So it is cut where the picture has become the
 network's input: the part before stays on the processor, in the threads that decode; the part after has fixed shapes and

@@ -269,8 +269,9 @@ def extract_features(
         # Some pictures are decoded, then run: in turn, each would find the caches of its core full of the other's.
         outcomes, waiting, num_bytes = [], [], 0
         for picture in part:
-            waiting.append((picture, decode(picture)))
-            num_bytes += waiting[-1][1].pixels.nbytes if isinstance(waiting[-1][1], DecodedImage) else 0
+            decoded = decode(picture)
+            waiting.append((picture, decoded))
+            num_bytes += 0 if isinstance(decoded, ImageError) else decoded.pixels.nbytes
             if num_bytes > _MAX_WAITING_BYTES or picture is part[-1]:
                 outcomes += [run(*each) for each in waiting]
                 waiting, num_bytes = [], 0
