@@ -55,7 +55,7 @@ class WantedOutput:
 
 
 def read_binary(body: bytes, start: int, size: int, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
-    """The tensor in body[start : start + size]; of numbers a read-only view. Raises BodyError unless it fits exactly."""
+    """The tensor in body[start : start + size], of numbers a read-only view. Raises BodyError unless it fits."""
     count = math.prod(shape)
     if spec.datatype == "BYTES":
         elements = _split_elements(memoryview(body)[start : start + size], count, spec.name)
