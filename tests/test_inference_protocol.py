@@ -61,6 +61,14 @@ def draw_files(count: int) -> list[bytes]:
     return files
 
 
+def make_slow_picture() -> bytes:
+    """A PNG that takes a while to decode."""
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
 FILES = draw_files(32)
 PIXELS = draw_picture("circles", 200)
 
@@ -574,14 +582,11 @@ def test_45_bad_request(client: InferenceServerClient) -> None:
 
 
 def test_46_unavailable(trained: Trained) -> None:
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)).save(
-        stream, "PNG", compress_level=1
-    )
     with serving(trained.file, num_workers=1, queue_size=1, max_pictures=1) as served:
         address = f"{served.host}:{served.port}"
         with InferenceServerClient(address, concurrency=8) as client:
-            waiting = [client.async_infer("shapes", [make_input([stream.getvalue()])]) for _ in range(8)]
+            image = make_input([make_slow_picture()])
+            waiting = [client.async_infer("shapes", [image]) for _ in range(8)]
             refused = 0
             for request in waiting:
                 try:
@@ -624,3 +629,222 @@ def check_refusal(answer: Answer, status: int, said: str = "") -> None:
     assert answer.headers["content-type"] == "application/json"
     assert said in answer.json["error"]
     assert answer.json["error"].startswith(f"{answer.json['code']}: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/v2/models/other/infer", "unknown-model"),
+        ("/v2/models/other.pixels/infer", "unknown-model"),
+        ("/v2/models/shapes/versions/2/infer", "unknown-version"),
+        ("/v2/models/shapes/versions//infer", "unknown-route"),
+        ("/v2/models//infer", "unknown-route"),
+        ("/v2/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd/infer", "unknown-"),
+        ("/v2/models/../../infer", "unknown-route"),
+        ("/v2/models/<b>shapes/infer", "unknown-model"),
+        ("/v2/models/shapes/generate", "unknown-route"),
+        ("/v2/repository/index", "unknown-route"),
+        ("/v2/repository/models/shapes/load", "unknown-route"),
+        ("/v2/systemsharedmemory/region/r/register", "unknown-route"),
+        ("/v2/trace/setting", "unknown-route"),
+        ("/v2/logging", "unknown-route"),
+    ],
+)
+def test_unknown_paths(served: Served, path: str, said: str) -> None:
+    answer = post(served.port, make_json(FILES[:1]), path=path)
+    check_refusal(answer, 404, said)
+    assert b"passwd" not in answer.body
+    assert b"<b>" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", INFER, {"POST"}),
+        ("PUT", INFER, {"POST"}),
+        ("DELETE", "/v2/models/shapes", {"GET", "HEAD"}),
+        ("POST", "/v2/health/live", {"GET", "HEAD"}),
+        ("POST", "/v2", {"GET", "HEAD"}),
+        ("POST", "/v2/models/shapes/versions/1/ready", {"GET", "HEAD"}),
+    ],
+)
+def test_wrong_methods(served: Served, method: str, path: str, allowed: set[str]) -> None:
+    answer = served.send(method, path)
+    check_refusal(answer, 405, "wrong-method")
+    assert set(answer.headers["allow"].split(", ")) == allowed
+
+
+def claim_size(png: bytes, side_px: int) -> bytes:
+    """The file with another size in its header."""
+    header = b"IHDR" + side_px.to_bytes(4) * 2 + png[24:29]
+    return png[:12] + header + zlib.crc32(header).to_bytes(4) + png[33:]
+
+
+BODIES: dict[str, tuple[bytes, dict[str, str], str]] = {
+    "empty": (b"", {}, "the body is empty"),
+    "empty and raw": (b"", {LENGTH: "0"}, "the body is empty"),
+    "not JSON": (b"<html>", {}, "the JSON is damaged"),
+    "a picture without the header": (FILES[0], {}, "the JSON is not UTF-8"),
+    "not an object": (b"[]", {}, "expected an object"),
+    "no inputs": (b"{}", {}, "inputs is missing"),
+    "no input": (b'{"inputs": []}', {}, "inputs is missing"),
+    "inputs not a list": (b'{"inputs": 7}', {}, "inputs is a number"),
+    "more after the JSON": (make_json(FILES[:1]) + FILES[0][:4], {}, "the JSON is not UTF-8"),
+    "double keys": (b'{"inputs": [], "inputs": []}', {}, "the key inputs twice"),
+    "nested": (b"[" * 101 + b"]" * 101, {}, "nested deeper than 100"),
+    "nested without end": (b"[" * 250_000, {}, "nested deeper than 100"),
+    "unknown input": (make_json(FILES[:1], name="picture"), {}, "no input picture"),
+    "unknown datatype": (make_json(FILES[:1], datatype="STRING"), {}, "the datatype of image"),
+    "negative shape": (make_json(FILES[:1], shape=[-1]), {}, "the shape of image"),
+    "shape of floats": (make_json(FILES[:1], shape=[1.0]), {}, "whole numbers"),
+    "shape of booleans": (make_json(FILES[:1], shape=[True]), {}, "whole numbers"),
+    "overflowing count": (make_json(FILES[:1], shape=[2**62]), {}, "the maximum is 32"),
+    "overflowing shape": (make_json(FILES[:1], shape=[2, 2, 2, 2, 2**60 + 2]), {}, "the shape of image"),
+    "fewer than the shape": (make_json(FILES[:1], shape=[2]), {}, "1 values; its shape needs 2"),
+    "more than the shape": (make_json(FILES[:3], shape=[2]), {}, "3 values; its shape needs 2"),
+    "nested unevenly": (make_json(FILES[:1], shape=[2], data=["", [""]]), {}, "element 1 of image is a list"),
+    "null": (make_json(FILES[:1], data=[None]), {}, "is null; expected base64"),
+    "NaN": (make_json(FILES[:1], data=[float("nan")]), {}, "holds NaN"),
+    "not base64": (make_json(FILES[:1], data=["&&&&"]), {}, "is not base64"),
+    "both data and binary": (make_json(FILES[:1], parameters={"binary_data_size": 0}), {}, "both data and"),
+    "neither": (make_json(FILES[:1], data=None), {}, "neither data nor"),
+    "too many": (make_json(FILES + FILES[:1]), {}, "has 33 elements; the maximum is 32"),
+    "header too long": (make_json(FILES[:1]), {LENGTH: "99999999999"}, f"{LENGTH} is 99999999999"),
+    "header negative": (make_json(FILES[:1]), {LENGTH: "-1"}, f"{LENGTH} is -1"),
+    "header no number": (make_json(FILES[:1]), {LENGTH: "abc"}, f"{LENGTH} is abc"),
+    "header one too long": (make_json(FILES[:1]), {LENGTH: str(len(make_json(FILES[:1])) + 1)}, f"{LENGTH} is"),
+    "header in the middle": (make_json(FILES[:1]), {LENGTH: "20"}, "the JSON is damaged"),
+    "binary without the header": (make_body(FILES[:1])[0], {}, "the JSON is not UTF-8"),
+    "binary cut short": (make_body(FILES[:1])[0][:-1], {LENGTH: str(make_body(FILES[:1])[1])}, "bytes follow the JSON"),
+    "binary too long": (make_body(FILES[:1])[0] + b"x", {LENGTH: str(make_body(FILES[:1])[1])}, "bytes follow the JSON"),
+    "text": (make_json([b"hello, this is text"]), {}, "not-an-image: element 0"),
+    "no picture": (make_json([b""]), {}, "empty: element 0"),
+    "SVG": (make_json([b"<svg xmlns='http://www.w3.org/2000/svg'></svg>"]), {}, "unsupported-format: element 0"),
+    "HEIC, raw": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), {LENGTH: "0"}, "unsupported-format: element 0"),
+    "cut picture": (make_json([FILES[0], FILES[1][:-200]]), {}, "truncated: element 1"),
+    "damaged picture": (make_json([FILES[0][:60] + b"\xff" * 40 + FILES[0][100:]]), {}, "damaged: element 0"),
+    "pixels over the limit": (make_json([claim_size(FILES[0], 65_500)]), {}, "too-many-pixels: element 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_bad_bodies(served: Served, case: str) -> None:
+    body, headers, said = BODIES[case]
+    check_refusal(post(served.port, body, headers), 400, said)
+
+
+def test_two_headers_for_the_length_of_the_json(served: Served) -> None:
+    body, length = make_body(FILES[:1])
+    for values in ([length, length], [0, length]):
+        lines = "".join(f"{LENGTH}: {value}\r\n" for value in values)
+        head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
+        check_refusal(send_raw(served, head.encode() + body), 400, "is given 2 times")
+
+
+def test_pixels_that_are_refused(served: Served) -> None:
+    path = "/v2/models/shapes.pixels/infer"
+    check_refusal(post(served.port, PIXELS.tobytes(), {LENGTH: "0"}, path), 400, "more than one -1")
+    about = {"name": "image", "datatype": "UINT8", "data": [0, 1, 256]}
+    for changes, said in [
+        ({"shape": [1, 1, 3]}, "out of the range of UINT8"),
+        ({"shape": [1, 1, 4]}, "the shape of image"),
+        ({"shape": [1, 1, 1, 3]}, "the shape of image"),
+        ({"shape": [2**60, 2**60, 3]}, "3 values; its shape needs"),
+        ({"shape": [1, 1, 3], "data": [0, 1, 2.5]}, "a number with a fraction"),
+    ]:
+        body = json.dumps({"inputs": [{**about, **changes}]}).encode()
+        check_refusal(post(served.port, body, path=path), 400, said)
+    long = np.zeros((1, 40_000, 3), np.uint8)
+    image = make_pixels(long)
+    text = json.dumps({"inputs": [image._get_tensor()]}).encode()
+    answer = post(served.port, text + image._get_binary_data(), {LENGTH: str(len(text))}, path)
+    check_refusal(answer, 400, "too-many-pixels: image is 40000 x 1")
+
+
+def test_packed_bodies_that_are_refused(served: Served) -> None:
+    body, length = make_body(FILES[:1])
+    for packed in (body, gzip.compress(body)[:-20], gzip.compress(body)[:30], b""):
+        check_refusal(post(served.port, packed, {LENGTH: str(length), "Content-Encoding": "gzip"}), 400)
+    check_refusal(post(served.port, b"\1\2\3", {"Content-Encoding": "deflate"}), 400)
+    bomb = gzip.compress(bytes(served.server.settings.max_body_bytes + 1))
+    assert len(bomb) < 100_000
+    check_refusal(post(served.port, bomb, {LENGTH: "0", "Content-Encoding": "gzip"}), 413, "too-large")
+    check_refusal(post(served.port, body, {LENGTH: str(length), "Content-Encoding": "br"}), 415)
+
+
+def send_raw(served: Served, data: bytes) -> Answer:
+    """What comes back for these bytes; `connection` in its headers is `closed` where the server closed it."""
+    with socket.create_connection((served.host, served.port), 10) as connection:
+        with contextlib.suppress(OSError):  # the server may have had enough before all is sent
+            connection.sendall(data)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        body = answer.read()
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+        connection.settimeout(2)
+        try:
+            while connection.recv(1000):
+                pass
+            headers["connection"] = "closed"
+        except ConnectionResetError:
+            headers["connection"] = "closed"
+        except TimeoutError:
+            pass
+        return Answer(answer.status, headers, body)
+
+
+HOST = b"Host: localhost\r\n"
+WIRE: dict[str, tuple[bytes, set[int]]] = {
+    "length and chunks": (b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", {400}),
+    "chunks and length": (b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", {400}),
+    "two lengths": (b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", {400}),
+    "length no number": (b"Content-Length: abc\r\n\r\nabc", {400}),
+    "length negative": (b"Content-Length: -3\r\n\r\nabc", {400}),
+    "bare line feeds": (b"Content-Length: 3\n\nabc", {400}),
+    "bad end of a chunk": (b"Transfer-Encoding: chunked\r\n\r\n3\r\nabcde\r\n0\r\n\r\n", {400}),
+    "bad size of a chunk": (b"Transfer-Encoding: chunked\r\n\r\nxyz\r\nabc\r\n0\r\n\r\n", {400}),
+    "70,000 chunks": (b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n[\r\n" * 70_000 + b"0\r\n\r\n", {400, 413}),
+    "a head of 70 kB": (b"X-More: " + b"a" * 70_000 + b"\r\n\r\n", {431}),
+    "101 headers": (b"".join(b"X-%d: 1\r\n" % number for number in range(101)) + b"\r\n", {431}),
+}
+
+
+@pytest.mark.parametrize("case", WIRE)
+def test_what_is_wrong_on_the_wire(served: Served, case: str) -> None:
+    rest, statuses = WIRE[case]
+    answer = send_raw(served, f"POST {INFER} HTTP/1.1\r\n".encode() + HOST + rest)
+    check_refusal(answer, answer.status)
+    assert answer.status in statuses
+    assert answer.headers["connection"] == "closed"
+
+
+def test_a_url_over_8_kb(served: Served) -> None:
+    answer = send_raw(served, b"GET /v2/" + b"a" * 9000 + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+    check_refusal(answer, 414)
+    assert answer.headers["connection"] == "closed"
+
+
+def test_a_queue_that_is_full_says_when_to_come_again(trained: Trained) -> None:
+    with serving(trained.file, num_workers=1, queue_size=1, max_pictures=1) as served:
+        answers: list[Answer] = []
+        body = make_json([make_slow_picture()])
+        threads = [threading.Thread(target=lambda: answers.append(post(served.port, body))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        refused = [answer for answer in answers if answer.status != 200]
+        assert len(answers) == 8
+        assert 0 < len(refused) < 8
+        for answer in refused:
+            check_refusal(answer, 503, "overloaded")
+            assert int(answer.headers["retry-after"]) > 0
+
+
+def test_a_server_that_stops_says_so(trained: Trained) -> None:
+    with serving(trained.file) as served:
+        served.server.is_draining = True
+        for path in (INFER, "/v2/health/ready"):
+            answer = post(served.port, make_json(FILES[:1]), path=path)
+            check_refusal(answer, 503, "stopping")
+            assert answer.headers["connection"].lower() == "close"
