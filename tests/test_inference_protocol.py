@@ -20,6 +20,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -847,3 +848,32 @@ def test_a_server_that_stops_says_so(trained: Trained) -> None:
             answer = post(served.port, make_json(FILES[:1]), path=path)
             check_refusal(answer, 503, "stopping")
             assert answer.headers["connection"].lower() == "close"
+
+
+def test_the_examples_of_the_documents_run(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "inference-protocol.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name, file in zip(("cat.jpg", "dog.jpg"), FILES[1::2], strict=False):
+        Path(name).write_bytes(file)
+    with serving(f"pets={trained.file}") as served:
+        page = page.replace("127.0.0.1:8000", f"{served.host}:{served.port}")
+        names: dict[str, Any] = {}
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(compile(block, "inference-protocol.md", "exec"), names)  # our own text, run as a reader would
+        names["client"].close()
+        if shutil.which("curl") is None:
+            pytest.skip("curl is not installed")
+        script = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
+        done = subprocess.run(["sh", "-e"], input=script, capture_output=True, text=True, check=True, timeout=60)
+    expected = headstart.load(trained.file).predict([FILES[1], FILES[3]])
+    printed = capsys.readouterr().out
+    assert str(list(expected[0].classes)) in printed
+    assert all(str(prediction.probs) in printed.replace("[[", "[").replace("]]", "]") for prediction in expected)
+    metadata, answer = done.stdout.replace("}{", "}\n{").splitlines()
+    assert json.loads(metadata)["name"] == "pets"
+    label, best = json.loads(answer)["outputs"]
+    assert label["data"] == [expected[0].label]
+    assert [text.split(":", 2)[2] for text in best["data"]] == [name for name, _ in expected[0].get_top(3)]
+    assert expected[0].probs.tobytes() in (tmp_path / "answer.bin").read_bytes()
