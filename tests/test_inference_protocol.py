@@ -43,8 +43,7 @@ from starlette.routing import Mount  # noqa: E402
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput  # noqa: E402
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
-from headstart.serve.app import create_app  # noqa: E402
-from headstart.serve.running import make_server  # noqa: E402
+from headstart.serve.app import Server, create_app  # noqa: E402
 from headstart.serve.settings import ServeSettings  # noqa: E402
 
 LENGTH = "Inference-Header-Content-Length"
@@ -166,7 +165,7 @@ def test_05_an_unknown_model_is_not_ready(client: InferenceServerClient) -> None
 
 
 def test_06_not_ready_while_loading(trained: Trained) -> None:
-    server = make_server([trained.file], ServeSettings())  # not told to load yet
+    server = Server.build([trained.file], ServeSettings())  # not told to load yet
     with running(create_app(server)) as port, InferenceServerClient(f"127.0.0.1:{port}") as client:
         assert client.is_server_live()
         assert not client.is_server_ready()
@@ -545,7 +544,7 @@ def test_42_a_refusal_leaves_the_connection_usable(served: Served) -> None:
 
 
 def test_43_under_a_path(trained: Trained, classifier: headstart.Classifier) -> None:
-    server = make_server([trained.file], ServeSettings())
+    server = Server.build([trained.file], ServeSettings())
     server.models.load()
     app = Starlette(routes=[Mount("/pictures/one", create_app(server))])
     with running(app) as port, InferenceServerClient(f"127.0.0.1:{port}/pictures/one") as client:
@@ -737,7 +736,7 @@ def test_two_headers_for_the_length_of_the_json(served: Served) -> None:
     body, length = make_body(FILES[:1])
     for values in ([length, length], [0, length]):
         lines = "".join(f"{LENGTH}: {value}\r\n" for value in values)
-        head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
+        head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
         check_refusal(send_raw(served, head.encode() + body), 400, "is given 2 times")
 
 

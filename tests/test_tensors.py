@@ -242,6 +242,7 @@ def pixels(**changes: Any) -> dict[str, Any]:
         (b"1" * 5000, [IMAGE], "a number has too many digits"),
         (b'{"inputs": NaN}', [IMAGE], "holds NaN"),
         ({"inputs": [make_input()], "id": 7}, [IMAGE], "id is a number; expected a string"),
+        ({"inputs": [make_input()], "id": "7" * 1001}, [IMAGE], "id has 1001 characters; the maximum is 1000"),
         ({"inputs": [make_input()], "parameters": 7}, [IMAGE], "parameters of the request is a number"),
         ({"inputs": [make_input()], "parameters": {"binary_data_output": 1}}, [IMAGE], "binary_data_output is a number"),
         ({"inputs": [make_input(name="picture")]}, [IMAGE], "the model has no input picture; expected image"),

@@ -24,6 +24,7 @@ from headstart.serve.tensors import (
 )
 
 _MAX_DEPTH = 100
+_MAX_ID_LENGTH = 1000
 # Reading JSON holds up every thread: so many values take about 0.1 s. Base64 of a file is one value.
 _MAX_JSON_VALUES = 1_000_000
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
@@ -79,6 +80,8 @@ def parse_request(
     id = header.get("id")
     if id is not None and not isinstance(id, str):
         raise BodyError(f"id is {say_type(id)}; expected a string")
+    if id is not None and len(id) > _MAX_ID_LENGTH:
+        raise BodyError(f"id has {len(id)} characters; the maximum is {_MAX_ID_LENGTH}")
     return InferRequest(
         _parse_inputs(header, body, len(body) if json_length is None else json_length, inputs, max_elements),
         _parse_outputs(header, outputs, classified),
