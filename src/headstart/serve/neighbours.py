@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from headstart.features import Extractor, Picture, extract_features, get_top_lay
 from headstart.heads.cached import make_layout, read_features
 from headstart.image_files import DEFAULT_LIMITS, DecodeLimits
 from headstart.insight.neighbours import find_neighbours
+from headstart.insight.subject import is_tuned
 from headstart.parallel import Progress
 from headstart.prediction import Classifier, match_classes
 from headstart.preparation import prepare_dataset, read_settings
@@ -32,7 +34,7 @@ _ROWS_PER_READ = 1000
 
 @dataclass(frozen=True, eq=False, slots=True)
 class NearPicture:
-    """A training picture; `name` is its path below the folder, `similarity` the cosine, at most 1."""
+    """A training picture; `name` is its file's, without folders, `similarity` the cosine, at most 1."""
 
     label: str
     name: str
@@ -46,7 +48,6 @@ class Neighbours:
 
     classes: tuple[str, ...]
     records: Sequence[ImageRecord]
-    names: Sequence[str]
     rows: np.ndarray
     extractor: Extractor
     network: str
@@ -77,7 +78,7 @@ class Neighbours:
             thumbnail = make_thumbnail(record.path, _THUMBNAIL_PX, lossless_side_px=64, sha256=record.sha256)
         except ImageError as error:
             thumbnail = Thumbnail(b"", problem=error.reason)
-        return NearPicture(self.classes[record.label], self.names[row], similarity, thumbnail)
+        return NearPicture(self.classes[record.label], os.path.basename(record.path), similarity, thumbnail)
 
 
 def open_neighbours(
@@ -115,6 +116,19 @@ def open_neighbours(
             part = slice(start, start + _ROWS_PER_READ)
             rows[part] = read_features([record.sha256 for record in records[part]], layers, extractor, cache)
     classes = classifier.classes
-    labelled = [ImageRecord(**{**_as_dict(record), "label": label_of[dataset.classes[record.label]]}) for record in records]
-    names = [_name_below(record.path, folder) for record in records]
-    return Neighbours(classes, labelled, names, rows, extractor, _name_network(classifier))
+    labelled = [replace(record, label=label_of[dataset.classes[record.label]]) for record in records]
+    return Neighbours(classes, labelled, rows, extractor, _name_network(classifier))
+
+
+def _name_network(classifier: Classifier) -> str:
+    return str(classifier.metadata.backbone.get("sha256", ""))
+
+
+def _open_extractor(classifier: Classifier, settings: TrainSettings) -> Extractor:
+    """The one of the training, whose features are cached, where its network can be had; else the file's own."""
+    if not is_tuned(classifier):
+        with suppress(HeadstartError):  # weights from a file that is elsewhere, or a package that is not installed
+            backbone = load_backbone(settings.backbone, settings.input_size_px, settings.weights)
+            if backbone.sha256 == _name_network(classifier):
+                return Extractor(backbone, layout=make_layout(backbone, settings))
+    return Extractor(read_backbone(classifier.metadata, classifier.data))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from headstart.serve.refusals import Refusal, refuse_image
 
 if TYPE_CHECKING:
     from headstart.heat_maps import Explainer, HeatMap
-    from headstart.serve.neighbours import Neighbours, NearPicture
+    from headstart.serve.neighbours import NearPicture, Neighbours
 
 _TYPES = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 _MAX_NEIGHBOURS = 20
@@ -46,13 +45,13 @@ SAFETY_HEADERS = {
 
 @dataclass
 class PageState:
-    """What the page's routes keep, as `app.state.page`.
+    """What the page's routes keep, as `server.page`.
 
     `neighbours` holds the training pictures by model name, where the server was started with them. An Explainer is a
     second session of the model; one is made for each when its first heat map is asked for.
     """
 
-    neighbours: Mapping[str, Neighbours] = field(default_factory=dict)
+    neighbours: dict[str, Neighbours] = field(default_factory=dict)
     _explainers: dict[str, tuple[ServedModel, Explainer]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -76,13 +75,6 @@ class PageState:
             return made[1]
 
 
-def _get_state(request: Request) -> PageState:
-    state = request.app.state
-    if not hasattr(state, "page"):
-        state.page = PageState()
-    return state.page
-
-
 def has_heat_maps(model: ServedModel) -> bool:
     """Whether the file says where its maps are, as those that headstart trained do."""
     metadata = model.classifier.metadata
@@ -104,11 +96,11 @@ def _make_file_route(path: str, name: str) -> Route:
 
 async def describe_page(request: Request) -> Response:
     """GET /page.json: what the page offers, and the limits under which it works."""
-    server, state = request.app.state.server, _get_state(request)
+    server = request.app.state.server
     server.models.get()  # refuses while the classifiers are being loaded
 
     def describe(model: ServedModel) -> dict[str, Any]:
-        near = state.find_neighbours(model)
+        near = server.page.find_neighbours(model)
         return {
             "name": model.name,
             "labels": list(model.classifier.classes),
@@ -125,10 +117,10 @@ async def describe_page(request: Request) -> Response:
 async def explain(request: Request) -> Response:
     """POST /heat-map and /heat-map/{model}: a picture as raw body, the query `class` by default the likeliest one.
 
-    Answers the grid of `values`, above 0 where the picture spoke for the class, and the `box` that the network saw: top,
-    left, height, width as fractions of the upright picture.
+    Answers the grid of `values`, above 0 where the picture spoke for the class, and the `box` that the network saw:
+    top, left, height, width as fractions of the upright picture.
     """
-    server, state = request.app.state.server, _get_state(request)
+    server = request.app.state.server
     model = server.models.get(request.path_params.get("model"))
     if not has_heat_maps(model):
         raise Refusal(404, "no-heat-map", "the file does not say which layers its head takes; headstart's own do")
@@ -140,7 +132,7 @@ async def explain(request: Request) -> Response:
     def compute() -> HeatMap:
         size = model.classifier.metadata.preprocess["input_size_px"]
         pixels = decode_image(body, min_side_px=2 * size, limits=server.settings.decode_limits).pixels
-        return state.open_explainer(model).explain(pixels, label)
+        return server.page.open_explainer(model).explain(pixels, label)
 
     heat = await _call(server, compute)
     return answer_json(
@@ -157,12 +149,12 @@ async def explain(request: Request) -> Response:
 
 async def find_near(request: Request) -> Response:
     """POST /neighbours and /neighbours/{model}: a picture as raw body; the query `count`, 1 to 20, by default 5."""
-    server, state = request.app.state.server, _get_state(request)
+    server = request.app.state.server
     model = server.models.get(request.path_params.get("model"))
     count = request.query_params.get("count", "5")
     if not (count.isascii() and count.isdecimal() and len(count) < 3 and 1 <= int(count) <= _MAX_NEIGHBOURS):
         raise Refusal(400, "bad-query", f"count must be a whole number from 1 to {_MAX_NEIGHBOURS}")
-    near = state.find_neighbours(model)
+    near = server.page.find_neighbours(model)
     if near is None:
         raise Refusal(404, "no-training-pictures", "the server was started without this model's training pictures")
     body = await read_body(request, server.settings.max_body_bytes)
