@@ -198,7 +198,7 @@ class Picture {
     lastNumber += 1;
     Object.assign(this, { file, name, model, number: lastNumber, state: "waiting", maps: new Map(), stop: new AbortController() });
     this.stage = el("div", { className: "stage" });
-    this.body = el("div", { className: "told-body told-part" });
+    this.body = el("div", { className: "outcome" });
     this.remove = button("×", () => visit.remove(this), { className: "quiet remove", ariaLabel: `Remove ${show(name)}` });
     const heading = el("h3", { id: `picture-${this.number}` }, named(name));
     this.card = el("li", { className: "card", tabIndex: -1 },
@@ -217,6 +217,7 @@ class Picture {
     }
     this.shown = preview;
     if (!preview) {
+      this.card.classList.add("unseen");
       this.stage.replaceChildren(el("span", { className: "missing" }, "This browser cannot show it."));
       return;
     }
@@ -268,14 +269,13 @@ class Picture {
     visit.pump();
   }
   showResult() {
-    const { predicted, probability, none_of_these: isUnfamiliar, familiarity, probabilities } = this.result;
+    const { none_of_these: isUnfamiliar, familiarity, probabilities } = this.result;
     const classes = Object.entries(probabilities).sort(([, a], [, b]) => b - a);
     this.list = el("ol", { className: "classes" });
     const fill = (count) => this.list.replaceChildren(...classes.slice(0, count).map((each) => this.makeRow(...each)));
     fill(SHOWN_CLASSES);
     this.card.classList.toggle("unfamiliar", isUnfamiliar);
     this.legend = el("p", { className: "legend", hidden: true });
-    this.legend.setAttribute("role", "status");
     this.tools = el("div", { className: "tools" });
     if (classes.length > SHOWN_CLASSES) {
       const more = button(`All ${numberOf(classes.length)} classes`, () => {
@@ -293,18 +293,16 @@ class Picture {
       near.setAttribute("aria-controls", this.nears.id);
       this.tools.append(near);
     }
-    const verdict = isUnfamiliar
-      ? el("div", { className: "none" }, el("b", {}, "Probably none of these"),
-        el("span", { className: "muted" }, `Familiarity ${percent(familiarity)}`))
-      : el("p", { className: "verdict" }, named(predicted), el("b", {}, percent(probability)));
-    this.body.replaceChildren(verdict, this.list, this.legend, this.tools, ...(this.nears ? [this.nears] : []),
+    const none = isUnfamiliar && el("p", { className: "none" }, el("b", {}, "Probably none of these"),
+      el("span", { className: "muted" }, `Familiarity ${familiarity < 0.001 ? "under 0.1 %" : percent(familiarity)}`));
+    this.body.replaceChildren(...[none, this.list, this.legend, this.tools, this.nears].filter(Boolean),
       ...(this.note ? [el("p", { className: "note" }, this.note)] : []));
     this.showTry();
   }
   makeRow(label, probability) {
     const fill = el("span");
     fill.style.width = `${100 * probability}%`;
-    const parts = [named(label), el("span", { className: "percent" }, percent(probability)), el("span", { className: "bar" }, fill)];
+    const parts = [named(label, label.length > 32 ? "long" : ""), el("span", { className: "percent" }, percent(probability)), el("span", { className: "bar" }, fill)];
     if (!this.model.heat_maps) return el("li", { className: "row" }, ...parts);
     const row = button("", () => this.toggleMap(label), { className: "row", ariaPressed: "false", title: `What spoke for ${show(label)}` });
     row.label = label;
@@ -329,7 +327,7 @@ class Picture {
       }
       if (this.explained === label) this.showMap(this.maps.get(label));
     } catch (error) {
-      if (!this.stop.signal.aborted && this.explained === label) this.legend.replaceChildren(`No heat map: ${show(error.message)}`);
+      if (!this.stop.signal.aborted && this.explained === label) this.legend.replaceChildren(`No heat map: ${show(error.message)}.`);
     }
   }
   hideMap() {
@@ -347,7 +345,8 @@ class Picture {
     for (const [side, frac] of Object.entries(sides)) canvas.style[side] = `${100 * frac}%`;
     this.sized.append(canvas);
     this.sized.classList.add("explained");
-    this.legend.replaceChildren(el("i", { className: "for" }), "spoke for ", named(label), el("i", { className: "against" }), "against it");
+    this.legend.replaceChildren(el("i", { className: "for" }), "spoke for it", el("i", { className: "against" }), "against it");
+    say(`The heat map for ${show(label)} is shown`);
   }
   async toggleNears(toggle) {
     const isOpen = toggle.ariaExpanded !== "true";
@@ -697,6 +696,8 @@ async function start() {
     document.title = `${models[0].name} · headstart`;
   }
   byId("facts").append(classes);
+  byId("about-heat").hidden = !models.some((model) => model.heat_maps);
+  byId("about-near").hidden = !models.some((model) => model.num_training_pictures);
   showModel(models[0]);
 }
 start().catch((error) => tell(`The classifiers cannot be listed: ${show(error.message)}`));
