@@ -37,9 +37,11 @@ const countOf = (count, word) => `${numberOf(count)} ${word}${count === 1 ? "" :
 const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MB`;
 /* What is not 0 or 1 never reads as 0.0 or 100.0. */
 function percent(frac) {
+  if (frac > 0 && frac < 0.00001) return "<0.001 %";
+  if (frac > 0.99999 && frac < 1) return ">99.999 %";
   for (let digits = 1; ; digits += 1) {
     const text = (100 * frac).toFixed(digits);
-    if (digits === 7 || frac === 0 || frac === 1 || ![0, 100].includes(Number(text))) return `${text} %`;
+    if (digits === 3 || frac === 0 || frac === 1 || ![0, 100].includes(Number(text))) return `${text} %`;
   }
 }
 const say = (text) => { byId("said").textContent = text; };
@@ -138,8 +140,9 @@ async function shrink(file) {
 }
 /* One after the other: a large picture takes much memory while it is decoded. */
 let previews = Promise.resolve();
-function makePreview(file) {
+function makePreview(file, signal) {
   const made = previews.then(async () => {
+    if (signal.aborted) return null;
     let bitmap;
     try {
       bitmap = await createImageBitmap(file);
@@ -208,7 +211,7 @@ class Picture {
           this.body)));
     this.card.firstChild.setAttribute("aria-labelledby", heading.id);
     this.showWaiting("Waiting");
-    this.preview = makePreview(file).then((preview) => this.showPreview(preview));
+    this.preview = makePreview(file, this.stop.signal).then((preview) => this.showPreview(preview));
   }
   showPreview(preview) {
     if (this.stop.signal.aborted) {
@@ -477,6 +480,7 @@ const visit = {
     for (const { group } of this.pictures) if (group) counts.set(group, (counts.get(group) ?? 0) + 1);
     const words = { "\0none": "none of these", "\0failed": "problems" };
     const select = byId("filter"), chosen = select.value;
+    if (this.numRunning && document.activeElement === select) return; // it may be open
     const groups = [...counts].sort(([a, m], [b, n]) => a.startsWith("\0") - b.startsWith("\0") || n - m);
     select.replaceChildren(el("option", { value: "" }, `all (${this.pictures.length})`),
       ...groups.map(([group, n]) => el("option", { value: group }, `${words[group] ?? show(group)} (${n})`)));
@@ -484,7 +488,8 @@ const visit = {
   },
   /* The columns of `headstart predict --format csv`, those of this page after the name. */
   download() {
-    const labels = [...new Set(this.pictures.flatMap(({ model, result }) => (result ? model.labels : [])))];
+    // A classifier that was replaced meanwhile may answer with other classes than it had when the page was opened.
+    const labels = [...new Set(this.pictures.flatMap(({ model, result }) => (result ? [...model.labels, ...Object.keys(result.probabilities)] : [])))];
     const quote = (text) => (/[,"\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     const rows = [["name", "model", "version", "predicted", "probability", ...labels.map((label) => `probability_${label}`), "familiarity", "none_of_these", "error"]];
     for (const { name, model, result, error } of this.pictures) {
@@ -545,9 +550,8 @@ async function addDropped(transfer) {
   }
 }
 let depth = 0;
-const hasFiles = (event) => event.dataTransfer && !byId("camera").open;
 addEventListener("dragenter", (event) => {
-  if (!hasFiles(event)) return;
+  if (!event.dataTransfer?.types.includes("Files") || byId("camera").open) return;
   depth += 1;
   document.body.classList.add("dropping");
 });
@@ -560,7 +564,7 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   depth = 0;
   document.body.classList.remove("dropping");
-  if (hasFiles(event)) addDropped(event.dataTransfer).catch((error) => tell(show(String(error.message))));
+  if (event.dataTransfer && !byId("camera").open) addDropped(event.dataTransfer).catch((error) => tell(show(String(error.message))));
 });
 addEventListener("paste", (event) => {
   if (event.target.closest?.("input")) return;
@@ -684,7 +688,8 @@ function showModel(model) {
   for (const picture of visit.pictures) picture.showTry();
 }
 async function start() {
-  const { models, limits } = await ask("page.json");
+  const { models, limits } = await ask("page.json", { onwait: () => tell("The classifiers are being loaded.") });
+  tell("");
   Object.assign(server, { models, limits });
   const classes = el("span", { id: "classes" });
   if (models.length > 1) {
