@@ -197,9 +197,9 @@ function makeMapSign() {
 /* One picture of the visit */
 let lastNumber = 0;
 class Picture {
-  constructor(file, name, model) {
+  constructor(file, name, model, round) {
     lastNumber += 1;
-    Object.assign(this, { file, name, model, number: lastNumber, state: "waiting", maps: new Map(), stop: new AbortController() });
+    Object.assign(this, { file, name, model, round, number: lastNumber, state: "waiting", maps: new Map(), stop: new AbortController() });
     this.stage = el("div", { className: "stage" });
     this.body = el("div", { className: "outcome" });
     this.remove = button("×", () => visit.remove(this), { className: "quiet remove", ariaLabel: `Remove ${show(name)}` });
@@ -400,8 +400,10 @@ const visit = {
   model: null,
   pictures: [],
   numRunning: 0,
+  round: 0,
   add(files) {
-    const added = files.map(([file, name]) => new Picture(file, name, this.model));
+    this.round += 1;
+    const added = files.map(([file, name]) => new Picture(file, name, this.model, this.round));
     this.pictures.push(...added);
     this.batch = { size: (this.batch?.size ?? 0) + added.length, done: this.batch?.done ?? 0, failed: this.batch?.failed ?? 0 };
     byId("filter").value = "";
@@ -459,7 +461,7 @@ const visit = {
     const filter = byId("filter").value, isUnsure = byId("order").value === "unsure";
     const shown = this.pictures.filter((picture) => !filter || picture.group === filter);
     const doubt = ({ result }) => (result ? result.probability - (result.none_of_these ? 1 : 0) : 2);
-    return isUnsure ? shown.sort((a, b) => doubt(a) - doubt(b)) : shown.reverse();
+    return shown.sort((a, b) => (isUnsure ? doubt(a) - doubt(b) : b.round - a.round)); // those that came together stay in order
   },
   /* Cards stay where they are in the document unless their order changes: focus is not lost. */
   arrange() {
@@ -626,15 +628,13 @@ const camera = {
     }
     const settings = this.stream.getVideoTracks()[0].getSettings();
     video.classList.toggle("mirrored", settings.facingMode !== "environment");
-    video.hidden = false;
+    video.hidden = byId("shoot").hidden = false;
     video.srcObject = this.stream;
-    byId("shoot").disabled = false;
     return true;
   },
   fail(text) {
     byId("camera-problem").textContent = text;
-    byId("video").hidden = true;
-    byId("shoot").disabled = true;
+    byId("video").hidden = byId("shoot").hidden = true;
     byId("camera-close").focus();
   },
   async shoot() {
