@@ -23,9 +23,11 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from serving import Served, serving
 
+from headstart.serve.app import Server
 from headstart.serve.models import ServedModel
 from headstart.serve.neighbours import Neighbours, open_neighbours
 from headstart.serve.page import PageState, has_heat_maps
+from headstart.serve.settings import ServeSettings
 
 
 def encode(pixels: np.ndarray) -> bytes:
@@ -152,6 +154,15 @@ def test_nearest_over_http(served: Served, near: Neighbours) -> None:
         assert served.send("POST", "/neighbours", b"x").status == 415
     finally:
         served.server.page.neighbours.clear()
+
+
+def test_a_server_that_keeps_training_pictures(trained: Trained, warm_cache: Path, tmp_path: Path) -> None:
+    server = Server.build([trained.file, f"other={trained.file}"], ServeSettings(), training_pictures=trained.shapes)
+    server.open_files()
+    assert set(server.page.neighbours) == {"shapes", "other"}
+    server = Server.build([trained.file], ServeSettings(), training_pictures=write_shapes(tmp_path, 2, ("checks",)))
+    with pytest.raises(DataError, match="shapes: "):
+        server.open_files()
 
 
 def test_a_training_picture_that_is_gone_is_said(
