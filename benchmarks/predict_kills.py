@@ -104,8 +104,12 @@ def measure(
     kept, is_hit = [0], []
     for _ in range(num_rounds):
         process = start(classifier, kind, name)
-        # On average all rounds together leave time for most of a run; each starts Python anew.
-        time.sleep(rng.uniform(0, 1.6 * run_s / num_rounds + 0.6))
+        # One in five falls into the start; the others, on average, leave time for nearly a run together.
+        if rng.random() < 0.2:
+            time.sleep(rng.uniform(0, 1))
+        else:
+            wait_for_work(process, find_journal(kind, name))
+            time.sleep(rng.uniform(0, 1.8 * run_s / num_rounds))
         is_hit.append(process.poll() is None)
         os.killpg(process.pid, signal.SIGKILL) if is_hit[-1] else None
         process.wait()
@@ -125,7 +129,7 @@ def measure(
 
 
 def check_between(kind: str, name: str, expected: dict[str, dict[str, Any]], kept: list[int]) -> list[str]:
-    journal = Path(name, ".headstart-predictions.jsonl") if is_sorted(kind) else Path(f"{name}.{kind}.journal")
+    journal = find_journal(kind, name)
     # Of a few pictures it is removed at the end.
     is_over = not journal.exists() and Path(f"{name}.{kind}").exists()
     entries = [*expected] if is_over else read_journal(journal)
@@ -156,6 +160,17 @@ def check_end(kind: str, name: str, expected: dict[str, dict[str, Any]]) -> list
     faults = [] if sorted(places.values()) == usable else ["not every picture is there once"]
     folders = {path: row["doubt"] or row["predicted"] for path, row in expected.items()}
     return faults + [f"{p} lies in {place}" for place, p in places.items() if place.split("/")[0] != folders[p]]
+
+
+def find_journal(kind: str, name: str) -> Path:
+    return Path(name, ".headstart-predictions.jsonl") if is_sorted(kind) else Path(f"{name}.{kind}.journal")
+
+
+def wait_for_work(process: subprocess.Popen[bytes], journal: Path) -> None:
+    """Until an entry is added, or the process ends."""
+    before = journal.stat().st_size if journal.exists() else 1_000  # more than its first line
+    while process.poll() is None and (not journal.exists() or journal.stat().st_size <= before):
+        time.sleep(0.002)
 
 
 def is_sorted(kind: str) -> bool:

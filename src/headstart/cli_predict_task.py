@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from headstart._files import show_path
 from headstart.cli_options import stop
 from headstart.errors import ImageError
-from headstart.predict_journal import Journal
+from headstart.predict_journal import Entry, Journal
 from headstart.predict_run import Listing, Stamp, make_listing, predict_listing, read_rows, resume, settle
 from headstart.prediction import Classifier, Prediction
 from headstart.predictions_output import Doubts, Layout, Row, Tally, write_rows
@@ -125,7 +125,7 @@ def run_watching(task: Task, folders: Sequence[str], follow_links: bool, seconds
 
     Returns what came in this run. Raises typer.Exit where Ctrl-C ends it.
     """
-    journal, layout, output = task.journal, task.layout, task.output
+    journal, layout = task.journal, task.layout
     tally = Tally()
     known: dict[str, Stamp] = {}
     offsets: dict[str, int] = {}
@@ -143,37 +143,44 @@ def run_watching(task: Task, folders: Sequence[str], follow_links: bool, seconds
             if known:
                 shown = show_path(str(journal.path))
                 print(f"{len(known):,} pictures were done before ({shown}).", file=sys.stderr)
-        if output is None:
-            add: Callable[[str], None] = _print_line
-            if (header := layout.make_header()) is not None:
-                add(header)
-        else:
-            last_line = None
-            if last is not None and journal is not None and not journal.is_complete:
-                listed = _find_listed(last.path, folders)
-                last_line = listed and layout.make_line(listed, last.outcome)
-            add = open_appended(output, layout.make_header(), last_line, is_new=journal is None or journal.is_new)
+        with _open_lines(task, last, folders) as add:
 
-        def take(path: str, outcome: Prediction | ImageError) -> None:
-            tally.add(outcome, layout.doubts)
-            add(layout.make_line(path, outcome))
+            def take(path: str, outcome: Prediction | ImageError) -> None:
+                tally.add(outcome, layout.doubts)
+                add(layout.make_line(path, outcome))
 
-        def say(problems: Sequence[Problem]) -> None:
-            print_problems([problem for problem in problems if problem not in said])
-            said.update(problems)
+            def say(problems: Sequence[Problem]) -> None:
+                print_problems([problem for problem in problems if problem not in said])
+                said.update(problems)
 
-        found = watch_folders(folders, known, follow_links=follow_links, seconds=seconds, on_problems=say)
-        for paths, stamps in found:
-            listing = make_listing(paths, stamps)
-            absolute = [os.path.abspath(path) for path in paths]
-            listing.offsets[:] = [offsets.get(path, -1) for path in absolute]
-            predict_listing(task.classifier, listing, journal, task.sorter, take)
-            offsets.update(zip(absolute, listing.offsets.tolist(), strict=True))
+            found = watch_folders(folders, known, follow_links=follow_links, seconds=seconds, on_problems=say)
+            for paths, stamps in found:
+                listing = make_listing(paths, stamps)
+                absolute = [os.path.abspath(path) for path in paths]
+                listing.offsets[:] = [offsets.get(path, -1) for path in absolute]
+                predict_listing(task.classifier, listing, journal, task.sorter, take)
+                offsets.update(zip(absolute, listing.offsets.tolist(), strict=True))
         if journal is not None:
             journal.complete(len(offsets))
     except KeyboardInterrupt:
-        raise stop(f"{tally.num_pictures:,} pictures came.") from None
+        raise stop(f"{tally.num_pictures:,} pictures were new.") from None
     return tally
+
+
+@contextmanager
+def _open_lines(task: Task, last: Entry | None, folders: Sequence[str]) -> Iterator[Callable[[str], None]]:
+    """A function that adds a line to the output or the screen; a kill may have taken the line of the `last` entry."""
+    header, journal = task.layout.make_header(), task.journal
+    if task.output is None or journal is None:
+        if header is not None:
+            _print_line(header)
+        yield _print_line
+        return
+    line = None
+    if last is not None and not journal.is_complete and (listed := _find_listed(last.path, folders)) is not None:
+        line = task.layout.make_line(listed, last.outcome)
+    with open_appended(task.output, header, line, is_new=journal.is_new) as add:
+        yield add
 
 
 def _find_listed(path: str, folders: Sequence[str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -76,8 +77,11 @@ def _is_settled(stamp: Stamp) -> bool:
     return not 0 <= age_s < _SETTLED_S  # in the future: another machine's clock
 
 
-def open_appended(output: Path, header: str | None, last_line: str | None, *, is_new: bool) -> Callable[[str], None]:
-    """A function that adds a line to `output` at once.
+@contextmanager
+def open_appended(
+    output: Path, header: str | None, last_line: str | None, *, is_new: bool
+) -> Iterator[Callable[[str], None]]:
+    """A function that adds a line to `output` at once, for as long as the context lasts.
 
     With `is_new` the file is begun anew. Otherwise a last line that is cut, as after a kill, is removed, and
     `last_line` is added where it is not the last. Raises HeadstartError when it cannot be written.
@@ -94,20 +98,22 @@ def open_appended(output: Path, header: str | None, last_line: str | None, *, is
     try:
         is_new = is_new or not output.exists()
         file = open(output, "w+b" if is_new else "r+b", buffering=0)  # noqa: SIM115
-        tail = b"" if is_new else _cut_to_whole_lines(file)
     except OSError as error:
         raise _say(output, error) from error
-    if not file.tell() and header is not None:
-        write(header)
-    if last_line is not None and not is_new and not tail.endswith(b"\n" + last_line.encode() + b"\n"):
-        write(last_line)
-    return write
+    with file:
+        known = b"\n" + (last_line or "").encode() + b"\n"
+        tail = b"" if is_new else _cut_to_whole_lines(file, len(known))
+        if not file.tell() and header is not None:
+            write(header)
+        if last_line is not None and not is_new and not tail.endswith(known):
+            write(last_line)
+        yield write
 
 
-def _cut_to_whole_lines(file: FileIO) -> bytes:
-    """Cut a file after its last line end and stand there; what is before, so far as it had to be read."""
+def _cut_to_whole_lines(file: FileIO, num_wanted: int) -> bytes:
+    """Cut a file after its last line end and stand there; the `num_wanted` bytes before, or more."""
     size = file.seek(0, os.SEEK_END)
-    step = 2**20
+    step = 2**16 + 2 * num_wanted
     while True:
         start = max(0, size - step)
         file.seek(start)
