@@ -14,12 +14,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Trained
 from drawn_pictures import SHAPES, Done, run_command, snapshot, write_picture, write_shapes
+from test_cli import run_in_terminal
 
 import headstart
 from headstart import cli_predict
+from headstart.errors import ImageError
+from headstart.predictions_output import Doubts, Tally
 
 SORTED = ("--sort-into", "sorted")
 JOURNAL = Path("sorted", ".headstart-predictions.jsonl")
@@ -299,6 +303,10 @@ def test_classes_that_are_paths(work: Path) -> None:
     headstart.train([str(path) for path in paths], labels=labels, layers="top", test_frac=0).save("shapes.onnx")
     done = predict(*SORTED, "--unknown-below", "0")
     assert done.code == 0
+    assert done.stderr.splitlines()[:3] == [
+        *("Pictures of ../up go into the folder __up.", "Pictures of CON go into the folder CON_."),
+        r"Pictures of a\b go into the folder a_b.",
+    ]
     assert {place.split("/")[0] for place in list_sorted()} == {"__up", "CON_", "a_b"}
     assert {path.name for path in work.iterdir()} == {"in", "shapes.onnx", "sorted"}
 
@@ -389,6 +397,41 @@ def test_the_format_follows_the_name_of_the_output(work: Path) -> None:
     assert len(read_csv("a.csv")) == 13
     assert json.loads(Path("a.jsonl").read_text().splitlines()[0])["path"] == "in/checks/00.png"
     assert Path("a.txt").read_text().splitlines()[0].startswith("in/checks/00.png   checks ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
+def test_many_pictures_are_counted_on_a_terminal(work: Path) -> None:
+    for number in range(101):
+        os.link("in/checks/00.png", f"in/{number}.png")
+    out, err = run_in_terminal(work, "predict", "shapes.onnx", "in")
+    assert "114/114" in err
+    lines = [line.split() for line in out.splitlines()]
+    assert sum(int(line[-3]) for line in lines if "usable)" not in line) == 113
+    assert len(lines) <= 5
+    out, err = run_in_terminal(work, "predict", "shapes.onnx", "in", "--format", "table")
+    assert len(out.splitlines()) == 114
+    assert "114/114" not in err, "the bar would run into the rows"
+
+
+def test_counts_of_many_classes() -> None:
+    tally, doubts = Tally(), Doubts(0.01, 0.5)
+    classes = tuple(f"c{number:02}" for number in range(25))
+    for number in range(25):
+        for _ in range(25 - number):
+            probs = np.full(25, 0.01, np.float32)
+            probs[number] = 0.9
+            tally.add(headstart.Prediction("x", classes, probs), doubts)
+    tally.add(headstart.Prediction("x", classes, np.full(25, 0.04, np.float32)), doubts)
+    tally.add(ImageError("empty", "the file is empty"), doubts)
+    lines = [*tally.describe()]
+    assert (tally.num_pictures, tally.num_failed) == (327, 1)
+    assert lines[0] == "c00                    25    7.6 %"
+    assert lines[-3:] == [
+        "5 more classes         15    4.6 %",
+        "(unsure)                1    0.3 %",
+        "(not usable)            1    0.3 %   empty 1",
+    ]
+    assert len(lines) == 20 + 3
 
 
 def test_exit_codes(work: Path) -> None:

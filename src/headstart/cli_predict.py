@@ -244,4 +244,9 @@ def _open_targets(
     sort_into.mkdir(exist_ok=True)
     path = sort_into / JOURNAL_NAME
     opened = Journal(path, settings, classifier.classes, restart=restart, obstacle=obstacle)
-    return stack.enter_context(opened), Sorter(sort_into, classifier.classes, doubts, copy=copy)
+    journal = stack.enter_context(opened)
+    sorter = Sorter(sort_into, classifier.classes, doubts, copy=copy)
+    if journal.is_new:
+        for name, folder in sorter.renamed:
+            print(f"Pictures of {show_path(name)} go into the folder {show_path(folder)}.", file=sys.stderr)
+    return journal, sorter
