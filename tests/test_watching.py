@@ -39,7 +39,6 @@ def test_pictures_come_once_and_again_when_they_change(tmp_path: Path) -> None:
     paths, stamps = next(looks)
     assert (paths, stamps) == ([str(first)], [read_stamp(str(first))])
     assert set(known) == {str(first), *map(str, two)}
-    looks.close()
     assert [*watch_folders([str(folder)], known, poll_s=0.01, seconds=0.05)] == []
 
 

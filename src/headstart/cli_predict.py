@@ -22,8 +22,8 @@ from headstart.cli_options import (
 from headstart.errors import ConfigError
 
 if TYPE_CHECKING:
+    from headstart.dataset import Problem
     from headstart.predict_journal import Journal
-    from headstart.predict_run import Listing
     from headstart.prediction import Classifier
     from headstart.predictions_output import Layout
     from headstart.sorting import Sorter
@@ -111,12 +111,18 @@ def predict(
     chosen = _choose_format(format, output, submission, sort_into, is_watching)
     _check_targets(output, sort_into, copy, pictures)
     listing = None
+    problems: list[Problem] = []
     if is_watching:
         from headstart.watching import check_watched
 
         check_watched(pictures)
     else:
-        listing = _list_pictures(pictures, follow_links, model, output)
+        from headstart.dataset import list_images
+        from headstart.predict_run import make_listing
+
+        paths, problems = list_images(list(pictures), follow_links=follow_links)
+        _refuse_inputs(output, [str(model), *paths])
+        listing = make_listing(paths)
         if submission is not None:
             from headstart.submission import find_ids
 
@@ -128,8 +134,9 @@ def predict(
     classifier = load(model, allow_unsigned=allow_unsigned)
     width = min(60, max(len(show_path(path)) for path in listing.paths)) if listing and chosen == "table" else 0
     layout = Layout(chosen, classifier.classes, Doubts(unknown_below, unsure_below), top, width)
-    from headstart.cli_predict_task import Task, run_listed, run_watching
+    from headstart.cli_predict_task import Task, print_problems, run_listed, run_watching
 
+    print_problems(problems)
     if submission is not None:
         from headstart.submission import find_class
 
@@ -195,20 +202,13 @@ def _check_targets(output: Path | None, sort_into: Path | None, copy: bool, sour
         raise ConfigError("--copy says how --sort-into sorts. Add --sort-into FOLDER.")
 
 
-def _list_pictures(sources: Sequence[str], follow_links: bool, model: Path, output: Path | None) -> Listing:
-    from headstart.cli_predict_task import print_problems
-    from headstart.dataset import list_images
-    from headstart.predict_run import make_listing
-
-    paths, problems = list_images(list(sources), follow_links=follow_links)
+def _refuse_inputs(output: Path | None, inputs: Sequence[str]) -> None:
     if output is not None and output.exists():
-        for path in (str(model), *paths):
+        for path in inputs:
             if os.path.exists(path) and os.path.samefile(path, output):
                 raise ConfigError(
                     f"--output {show_path(path)} is also an input, and is not replaced. Name another file."
                 )
-    print_problems(problems)
-    return make_listing(paths)
 
 
 def _open_targets(
