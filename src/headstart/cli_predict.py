@@ -102,8 +102,7 @@ def predict(
 ) -> None:
     """Say what pictures show. Pictures that cannot be read are listed and counted; exit code 1 if none could.
 
-    With --output or --sort-into, a run that was stopped goes on when the same command is given again, and predicts
-    only what is new or has changed.
+    With --output or --sort-into, the same command goes on after a stop, and predicts only what is new or changed.
     """
     from headstart.predictions_output import Doubts, Layout
 
@@ -194,6 +193,8 @@ def _check_targets(output: Path | None, sort_into: Path | None, copy: bool, sour
         check_folder_of(output)
         if output.is_dir():
             raise ConfigError(f"--output {show_path(str(output))} is a folder. Name a file to write.")
+        if output.exists() and not output.is_file():  # such as /dev/stdout, which a finished file would replace
+            raise ConfigError(f"--output {show_path(str(output))} is no regular file. Leave it out, and use > or |.")
     if sort_into is not None:
         from headstart.sorting import check_sort_folder
 
