@@ -36,12 +36,12 @@ LAYERS = [
     "heads.cross_validation",
     "heads.comparison",
     "heads.selection prediction report.content summary terminal terminal_report predictions_output backbones.torch_network finetuning.rows",
-    "cli_options heat_tail contact_sheet report.thumbnails insight.learning_curve insight.properties insight.speed insight.suspects review heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
-    "preparation backbones.exported backbones.from_file finetuning.cut heads.cached insight.imagenet_distance insight.alignment "
+    "cli_options predict_journal sorting submission heat_tail contact_sheet report.thumbnails insight.learning_curve insight.properties insight.speed insight.suspects review heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
+    "predict_run preparation backbones.exported backbones.from_file finetuning.cut heads.cached insight.imagenet_distance insight.alignment "
     "insight.neighbours heat_maps insight.forecast insight.mismatch insight.comparison review_terminal report.page",
-    "backbones.loading finetuning.model insight.near_copies insight.diagnosis insight.mismatch_section "
+    "watching backbones.loading finetuning.model insight.near_copies insight.diagnosis insight.mismatch_section "
     "insight.comparison_section",
-    "insight.near_copies_section",
+    "cli_predict_task insight.near_copies_section",
     "backbones.listing",
     "finetuning.loop",
     "finetuning.dense_training",
@@ -56,7 +56,7 @@ LAYERS = [
     "report.assembly",
     "report.writing",
     "cli_insight",
-    "cli_train cli_torch",
+    "cli_predict cli_train cli_torch",
     "cli",
 ]
 LEVELS = {name: number for number, names in enumerate(LAYERS) for name in names.split()}

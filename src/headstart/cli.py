@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,16 +22,12 @@ from headstart.cli_options import (
     SourceArgument,
     UnsignedOption,
     check_evaluation_folder,
+    print_problems,
     resolve_source,
     scan_hashed,
     stop,
 )
 from headstart.errors import HeadstartError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from headstart.dataset import Problem
 
 app = typer.Typer(
     name="headstart",
@@ -114,11 +110,6 @@ def _set_up(
 
     # Our own words only: Pillow logs what it thinks of damaged pictures, and the verdict on them says it better.
     logging.getLogger("headstart").addHandler(logging.StreamHandler())
-
-
-def _print_passed_over(problems: Sequence[Problem]) -> None:
-    for problem in problems:
-        print(f"{show_path(problem.path or '')}: {problem.code}: {problem.message}", file=sys.stderr)
 
 
 def _count_pictures(count: int) -> str:
@@ -272,7 +263,7 @@ def verify(
     from headstart.verification import verify_classifier
 
     paths, problems = list_images(pictures)
-    _print_passed_over(problems)
+    print_problems(problems)
     try:
         with track_progress(make_console(stderr=True)) as progress:
             agreement = verify_classifier(

@@ -21,7 +21,7 @@ from headstart.backbones.catalog import PRESETS
 from headstart.errors import ConfigError, HeadstartError, MissingDependencyError, raise_all
 
 if TYPE_CHECKING:
-    from headstart.dataset import ImageDataset
+    from headstart.dataset import ImageDataset, Problem
     from headstart.parallel import Progress
 
 SourceArgument = Annotated[
@@ -270,3 +270,9 @@ def write_evaluation(classifier: Any, target: Path, parquet: bool, seconds: floa
     }
     write_atomic(folder / "run.json", json.dumps(run, indent=2).encode() + b"\n")
     return folder
+
+
+def print_problems(problems: Sequence[Problem]) -> None:
+    """What was passed over while pictures were looked for, on standard error."""
+    for problem in problems:
+        print(f"{show_path(problem.path or '')}: {problem.code}: {problem.message}", file=sys.stderr)

@@ -18,6 +18,7 @@ from headstart.cli_options import (
     UnsignedOption,
     check_folder_of,
     check_pyarrow,
+    print_problems,
 )
 from headstart.errors import ConfigError
 
@@ -133,7 +134,7 @@ def predict(
     classifier = load(model, allow_unsigned=allow_unsigned)
     width = min(60, max(len(show_path(path)) for path in listing.paths)) if listing and chosen == "table" else 0
     layout = Layout(chosen, classifier.classes, Doubts(unknown_below, unsure_below), top, width)
-    from headstart.cli_predict_task import Task, print_problems, run_listed, run_watching
+    from headstart.cli_predict_task import Task, run_listed, run_watching
 
     print_problems(problems)
     if submission is not None:

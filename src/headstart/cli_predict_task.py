@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headstart._files import show_path
-from headstart.cli_options import stop
+from headstart.cli_options import print_problems, stop
 from headstart.errors import ImageError
 from headstart.predict_journal import Entry, Journal
 from headstart.predict_run import Listing, Stamp, make_listing, predict_listing, read_rows, resume, settle
@@ -190,8 +190,3 @@ def _find_listed(path: str, folders: Sequence[str]) -> str | None:
         if path.startswith(root):
             return os.path.join(folder, path.removeprefix(root))
     return None
-
-
-def print_problems(problems: Sequence[Problem]) -> None:
-    for problem in problems:
-        print(f"{show_path(problem.path or '')}: {problem.code}: {problem.message}", file=sys.stderr)
