@@ -1,0 +1,226 @@
+"""The OpenAPI 3.1 document of the server at hand, with its own limits, models and labels: GET /openapi.json."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+import headstart
+from headstart.serve.openapi_parts import (
+    answer,
+    describe_refusals,
+    describe_schemas,
+    refer,
+    show_curl,
+)
+from headstart.serve.openapi_protocol import (
+    describe_protocol,
+    describe_protocol_parameters,
+    describe_protocol_schemas,
+)
+
+if TYPE_CHECKING:
+    from headstart.serve.app import Server
+
+_BASE_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:[0-9]+)?(/[A-Za-z0-9._~/-]*)?")
+_MODEL = {"$ref": "#/components/parameters/Model"}
+_PICTURE_REFUSALS = ["400", "404", "408", "413", "415", "422"]
+
+
+def find_base_url(request: Request) -> str:
+    """Where this server was reached, without a slash at the end; `http://127.0.0.1:8000` where the Host is odd."""
+    base_url = str(request.base_url).rstrip("/")
+    return base_url if _BASE_URL.fullmatch(base_url) else "http://127.0.0.1:8000"
+
+
+def build_document(server: Server, base_url: str) -> dict[str, Any]:
+    """The document as JSON values. Made anew for each request: a replaced file may have brought other labels.
+
+    Raises Refusal 503 while models load.
+    """
+    paths = {
+        **_describe_predicting(server, base_url),
+        **_describe_state(base_url),
+        **describe_protocol(server, base_url),
+        **_describe_pages(base_url),
+    }
+    is_guarded = bool(server.settings.api_keys)
+    for path, operations in paths.items():
+        for operation in operations.values():
+            statuses = ["400", "500", "503"] + (["401"] if is_guarded and not path.endswith(("/live", "/ready")) else [])
+            operation["responses"] |= {status: refer("responses", status) for status in statuses}
+            operation["responses"] = dict(sorted(operation["responses"].items()))
+    components: dict[str, Any] = {
+        "schemas": describe_schemas(server) | describe_protocol_schemas(server),
+        "responses": describe_refusals(server.settings),
+        "parameters": {
+            "Model": {
+                "name": "model",
+                "in": "path",
+                "required": True,
+                "description": "Name of a model, as GET /models tells it.",
+                "schema": refer("schemas", "ModelName"),
+            },
+            **describe_protocol_parameters(server),
+        },
+        "headers": {
+            "RequestId": {
+                "description": "The id under which the server's log has this request.",
+                "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+            }
+        },
+    }
+    document = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "headstart",
+            "version": headstart.__version__,
+            "description": (
+                "Classifies pictures. Every answer that is not 2xx is JSON "
+                '`{"error": "<code>: <reason>", "code": "<code>"}`; the codes are stable. An `X-Request-Id` that a '
+                "request brings is sent back, else one is made; the server's log has it."
+            ),
+        },
+        "servers": [{"url": base_url}],
+        "tags": [
+            {"name": "pictures", "description": "Send pictures, get classes."},
+            {"name": "state", "description": "Which models run, and how the server fares."},
+            {"name": "inference protocol", "description": "Open Inference Protocol, version 2, over REST."},
+            {"name": "pages", "description": "For people: a page to try the models, and this description."},
+        ],
+        "paths": paths,
+        "components": components,
+    }
+    if is_guarded:
+        components["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"ApiKey": []}]
+    return document
+
+
+def _describe_predicting(server: Server, base_url: str) -> dict[str, Any]:
+    settings = server.settings
+    first = server.models.get().name
+    top = {
+        "name": "top",
+        "in": "query",
+        "description": "How many classes `probabilities` holds, the most probable first. All of them if left out.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 10_000},
+    }
+    predict = {
+        "summary": "Classify pictures",
+        "description": (
+            f"One picture as the raw body, or up to {settings.max_pictures} as `multipart/form-data` or as JSON. "
+            f"A body may hold {settings.max_body_bytes:,} bytes, also after unpacking "
+            f"(`Content-Encoding: gzip` or `deflate`); a picture may have {settings.max_pixels:,} pixels. "
+            "Each picture gets its own verdict: one that cannot be used has `error` in its place. Where none can be "
+            "used, the status is that of the first refusal."
+        ),
+        "tags": ["pictures"],
+        "requestBody": {"required": True, "content": _describe_bodies(settings.max_pictures)},
+        "responses": {
+            "200": answer("What the model says of each picture, in the order sent.", "Predictions"),
+            **{status: refer("responses", status) for status in _PICTURE_REFUSALS},
+        },
+    }
+    curl = [
+        f"curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' '{base_url}/predict?top=3'",
+        f"curl -F file=@cat.jpg -F file=@dog.png {base_url}/predict",
+        f'echo "{{\\"pictures\\": [\\"$(base64 -w0 cat.jpg)\\"]}}" |\n'
+        f"  curl --data-binary @- -H 'Content-Type: application/json' {base_url}/predict",
+    ]
+    of_model = [f"curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' {base_url}/predict/{first}"]
+    return {
+        "/predict": {"post": {**predict, "operationId": "predict", "parameters": [top], **show_curl(*curl)}},
+        "/predict/{model}": {
+            "post": {
+                **predict,
+                "operationId": "predictWith",
+                "summary": "Classify pictures with the model of that name",
+                "parameters": [_MODEL, top],
+                "responses": dict(predict["responses"]),
+                **show_curl(*of_model),
+            }
+        },
+    }
+
+
+def _describe_bodies(max_pictures: int) -> dict[str, Any]:
+    raw = {"schema": {}, "description": "The bytes of one picture file."}
+    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    return {
+        "image/jpeg": raw,
+        "image/png": raw,
+        "application/octet-stream": raw,
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": {
+                        "type": "array",
+                        "minItems": 1,
+                        "maxItems": max_pictures,
+                        "items": file,
+                        "description": "One part for each picture; parts may have any name.",
+                    }
+                },
+            }
+        },
+        "application/json": {
+            "schema": refer("schemas", "PicturesAsJson"),
+            "example": {"pictures": ["/9j/4AAQSkZJRgABAQ..."]},
+        },
+    }
+
+
+def _describe_state(base_url: str) -> dict[str, Any]:
+    def get(operation_id: str, summary: str, path: str, responses: dict[str, Any]) -> dict[str, Any]:
+        shown = {"operationId": operation_id, "summary": summary, "tags": ["state"], "responses": responses}
+        return {"get": shown | show_curl(f"curl {base_url}{path}")}
+
+    return {
+        "/health/live": get(
+            "isLive", "Whether the server runs", "/health/live", {"200": answer("It runs.", "Health")}
+        ),
+        "/health/ready": get(
+            "isReady",
+            "Whether it takes requests: 503 while models load and once it is stopping",
+            "/health/ready",
+            {"200": answer("It takes requests.", "Health")},
+        ),
+        "/models": get(
+            "listModels", "The models, their labels and versions", "/models", {"200": answer("All models.", "Models")}
+        ),
+        "/metrics": get(
+            "readMetrics",
+            "Counters and latencies for Prometheus",
+            "/metrics",
+            {"200": answer("In Prometheus' text format.", content={"text/plain": {"schema": {"type": "string"}}})},
+        ),
+    }
+
+
+def _describe_pages(base_url: str) -> dict[str, Any]:
+    def get(operation_id: str, summary: str, media_type: str) -> dict[str, Any]:
+        schema: dict[str, Any] = {"type": "object"} if media_type == "application/json" else {"type": "string"}
+        responses = {"200": answer(summary + ".", content={media_type: {"schema": schema}})}
+        return {"get": {"operationId": operation_id, "summary": summary, "tags": ["pages"], "responses": responses}}
+
+    return {
+        "/": get("openPage", "The page to try the models", "text/html"),
+        "/page.js": get("readPageScript", "The page's script", "text/javascript"),
+        "/page.css": get("readPageStyle", "The page's style", "text/css"),
+        "/docs": get("readDocs", "This description as a page", "text/html"),
+        "/openapi.json": get("readOpenApi", "This description as OpenAPI 3.1", "application/json"),
+    }
+
+
+async def _send_document(request: Request) -> JSONResponse:
+    return JSONResponse(build_document(request.app.state.server, find_base_url(request)))
+
+
+routes = [Route("/openapi.json", _send_document, methods=["GET"])]

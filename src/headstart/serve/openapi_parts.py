@@ -1,0 +1,211 @@
+"""What the descriptions of all routes share: schemas with the models' labels, refusals with their codes, examples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headstart.serve.app import Server
+    from headstart.serve.settings import ServeSettings
+
+_PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
+
+
+def refer(kind: str, name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def show_curl(*commands: str) -> dict[str, Any]:
+    """The extension under which viewers of OpenAPI look for examples of calls."""
+    return {"x-codeSamples": [{"lang": "Shell", "source": command} for command in commands]}
+
+
+def answer(description: str, schema: str = "", content: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A response of JSON by a schema of the components, or of other `content`; with the request's id."""
+    return {
+        "description": description,
+        "headers": {"X-Request-Id": refer("headers", "RequestId")},
+        "content": content or {"application/json": {"schema": refer("schemas", schema)}},
+    }
+
+
+def describe_refusals(settings: ServeSettings) -> dict[str, Any]:
+    """The answers other than 2xx by status: what each means, its codes, one example."""
+    megapixels = f"{settings.max_pixels / 1e6:g} megapixels"
+    mebibytes = f"{settings.max_body_bytes / 2**20:g} MB"
+    table = {
+        "400": ("The request or a picture is malformed or empty", "empty", "the file is empty"),
+        "401": ("The API key is missing or wrong", "unauthorized", "an API key is needed"),
+        "404": ("No such model or route", "unknown-model", "there is no such model"),
+        "405": ("The route has other methods; the header Allow names them", "wrong-method", "use POST"),
+        "408": (
+            f"The head took over {settings.head_timeout_s:g} s, or the body over {settings.body_timeout_s:g} s",
+            "timeout",
+            "the request did not arrive in time",
+        ),
+        "413": (
+            f"A body over {mebibytes}, or a picture over {megapixels}",
+            "too-many-pixels",
+            f"65500 x 65500 (limit {megapixels})",
+        ),
+        "415": (
+            "Not a picture, or a kind that is not read",
+            "not-an-image",
+            "this is HTML text, not a picture",
+        ),
+        "422": (
+            f"A damaged picture, or one that takes over {settings.predict_timeout_s:g} s to decode",
+            "truncated",
+            "the file ends early (copy or download it again)",
+        ),
+        "500": ("A fault of the server; its log has the request's id", "internal", "the server failed"),
+        "503": (
+            "The queue is full (the header Retry-After says when to come again), models load, or it is stopping",
+            "overloaded",
+            "the queue is full",
+        ),
+    }
+    found = {}
+    for status, (description, code, reason) in table.items():
+        example = {"error": f"{code}: {reason}", "code": code}
+        content = {"application/json": {"schema": refer("schemas", "Refusal"), "example": example}}
+        found[status] = answer(f"{description}.", content=content)
+    found["503"]["headers"]["Retry-After"] = {"schema": {"type": "integer", "minimum": 0}}
+    return found
+
+
+def describe_schemas(server: Server) -> dict[str, Any]:
+    """The components of requests and answers; labels and model names are those that are served now."""
+    models = server.models.models
+    labels = sorted({label for model in models for label in model.classifier.classes})
+    first = server.models.get()
+    predicted, *_, last = first.classifier.classes
+    example = {
+        "name": "picture 0",
+        "predicted": predicted,
+        "probability": 0.97,
+        "probabilities": {predicted: 0.97, last: 0.02},
+        "familiarity": 0.61,
+        "none_of_these": False,
+    }
+    return {
+        "ModelName": {"type": "string", "enum": [model.name for model in models]},
+        "Label": {"type": "string", "enum": labels},
+        "Refusal": {
+            "type": "object",
+            "required": ["error", "code"],
+            "properties": {
+                "error": {"type": "string", "description": "`<code>: <reason>`, one sentence for people."},
+                "code": {"type": "string", "pattern": "^[a-z0-9-]+$", "description": "Stable, for programs."},
+            },
+        },
+        "PicturesAsJson": {
+            "type": "object",
+            "required": ["pictures"],
+            "additionalProperties": False,
+            "properties": {
+                "pictures": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": server.settings.max_pictures,
+                    "items": {
+                        "type": "string",
+                        "contentEncoding": "base64",
+                        "format": "base64-picture",
+                        "description": "The bytes of a picture file in base64.",
+                    },
+                }
+            },
+        },
+        "Prediction": {
+            "type": "object",
+            "required": ["name", "predicted", "probability", "probabilities", "familiarity", "none_of_these"],
+            "properties": {
+                "name": {"type": "string", "description": "The file name sent with it, else `picture N` from 0."},
+                "predicted": refer("schemas", "Label"),
+                "probability": {**_PROBABILITY, "description": "Of the predicted class."},
+                "probabilities": {
+                    "type": "object",
+                    "description": "By class, the most probable first; `top` says how many.",
+                    "propertyNames": refer("schemas", "Label"),
+                    "additionalProperties": _PROBABILITY,
+                },
+                "familiarity": {
+                    "type": ["number", "null"],
+                    "minimum": 0,
+                    "maximum": 1,
+                    "description": (
+                        "About the share of unseen pictures of these classes that are less like the training pictures "
+                        "than this one; null where the model does not tell it."
+                    ),
+                },
+                "none_of_these": {
+                    "type": "boolean",
+                    "description": (
+                        f"Whether the familiarity is under {server.settings.unknown_below:g}: the picture may show "
+                        "none of the classes."
+                    ),
+                },
+            },
+            "example": example,
+        },
+        "RefusedPicture": {
+            "type": "object",
+            "required": ["name", "error"],
+            "properties": {
+                "name": {"type": "string"},
+                "error": {
+                    "type": "object",
+                    "required": ["code", "reason"],
+                    "properties": {"code": {"type": "string"}, "reason": {"type": "string"}},
+                },
+            },
+            "example": {"name": "dog.png", "error": {"code": "truncated", "reason": "the file ends early"}},
+        },
+        "Predictions": {
+            "type": "object",
+            "required": ["model", "version", "predictions"],
+            "properties": {
+                "model": refer("schemas", "ModelName"),
+                "version": {"type": "string", "description": "Counts up from 1 at each reload of the model's file."},
+                "predictions": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"anyOf": [refer("schemas", "Prediction"), refer("schemas", "RefusedPicture")]},
+                },
+            },
+            "example": {"model": first.name, "version": first.version, "predictions": [example]},
+        },
+        "Health": {"type": "object", "additionalProperties": {"type": "boolean"}, "minProperties": 1},
+        "Models": {
+            "type": "object",
+            "required": ["models"],
+            "properties": {"models": {"type": "array", "minItems": 1, "items": refer("schemas", "Model")}},
+        },
+        "Model": {
+            "type": "object",
+            "required": ["name", "version", "labels", "input", "has_familiarity"],
+            "properties": {
+                "name": refer("schemas", "ModelName"),
+                "version": {"type": "string"},
+                "labels": {"type": "array", "minItems": 2, "items": refer("schemas", "Label")},
+                "input": {
+                    "type": "object",
+                    "properties": {
+                        "size_px": {
+                            "type": ["integer", "null"],
+                            "description": "The side to which pictures are brought; null where the file does not say.",
+                        }
+                    },
+                },
+                "has_familiarity": {"type": "boolean", "description": "Whether it tells how familiar a picture is."},
+            },
+            "example": {
+                "name": first.name,
+                "version": first.version,
+                "labels": list(first.classifier.classes[:3]),
+                "input": {"size_px": first.classifier.metadata.preprocess.get("input_size_px")},
+                "has_familiarity": first.classifier.metadata.has_familiarity,
+            },
+        },
+    }
