@@ -98,7 +98,9 @@ def _describe_kind(schema: dict[str, Any]) -> Markup:
 
 async def _send_page(request: Request) -> HTMLResponse:
     page, style_hash = render_docs(build_document(request.app.state.server, find_base_url(request)))
-    policy = f"default-src 'none'; style-src '{style_hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    policy = (
+        f"default-src 'none'; style-src '{style_hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
     headers = {
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headstart.serve import metrics, predict_route
+from headstart.serve import api_page, metrics, openapi, predict_route
 from headstart.serve.metrics import Metrics
 from headstart.serve.models import ModelStore
 from headstart.serve.refusals import Refusal
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 ROUTES = [
     *predict_route.routes,
     *metrics.routes,
+    *openapi.routes,
+    *api_page.routes,
 ]
 
 # Without an API key: what tells nothing of the classifiers, and the page, which asks for the key itself.

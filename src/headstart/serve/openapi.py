@@ -16,6 +16,7 @@ from headstart.serve.openapi_parts import (
     describe_schemas,
     refer,
     show_curl,
+    show_models,
 )
 from headstart.serve.openapi_protocol import (
     describe_protocol,
@@ -51,7 +52,9 @@ def build_document(server: Server, base_url: str) -> dict[str, Any]:
     is_guarded = bool(server.settings.api_keys)
     for path, operations in paths.items():
         for operation in operations.values():
-            statuses = ["400", "500", "503"] + (["401"] if is_guarded and not path.endswith(("/live", "/ready")) else [])
+            statuses = ["400", "500", "503"] + (
+                ["401"] if is_guarded and not path.endswith(("/live", "/ready")) else []
+            )
             operation["responses"] |= {status: refer("responses", status) for status in statuses}
             operation["responses"] = dict(sorted(operation["responses"].items()))
     components: dict[str, Any] = {
@@ -103,14 +106,14 @@ def build_document(server: Server, base_url: str) -> dict[str, Any]:
 
 def _describe_predicting(server: Server, base_url: str) -> dict[str, Any]:
     settings = server.settings
-    first = server.models.get().name
+    first = show_models(server)[0].name
     top = {
         "name": "top",
         "in": "query",
         "description": "How many classes `probabilities` holds, the most probable first. All of them if left out.",
         "schema": {"type": "integer", "minimum": 1, "maximum": 10_000},
     }
-    predict = {
+    predict: dict[str, Any] = {
         "summary": "Classify pictures",
         "description": (
             f"One picture as the raw body, or up to {settings.max_pictures} as `multipart/form-data` or as JSON. "
@@ -141,7 +144,7 @@ def _describe_predicting(server: Server, base_url: str) -> dict[str, Any]:
                 "operationId": "predictWith",
                 "summary": "Classify pictures with the model of that name",
                 "parameters": [_MODEL, top],
-                "responses": dict(predict["responses"]),
+                "responses": {**predict["responses"]},
                 **show_curl(*of_model),
             }
         },
@@ -183,9 +186,7 @@ def _describe_state(base_url: str) -> dict[str, Any]:
         return {"get": shown | show_curl(f"curl {base_url}{path}")}
 
     return {
-        "/health/live": get(
-            "isLive", "Whether the server runs", "/health/live", {"200": answer("It runs.", "Health")}
-        ),
+        "/health/live": get("isLive", "Whether the server runs", "/health/live", {"200": answer("It runs.", "Health")}),
         "/health/ready": get(
             "isReady",
             "Whether it takes requests: 503 while models load and once it is stopping",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +11,42 @@ if TYPE_CHECKING:
     from headstart.serve.settings import ServeSettings
 
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class ShownModel:
+    """What the document tells of a model."""
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    size_px: int | None
+    has_familiarity: bool
+
+
+def show_models(server: Server) -> list[ShownModel]:
+    """The models served now; a made-up one where API keys guard them, as the document is open to all.
+
+    Raises Refusal 503 while models load.
+    """
+    server.models.get()
+    if server.settings.api_keys:
+        return [ShownModel("pets", "1", ("cat", "dog"), 224, True)]
+    return [
+        ShownModel(
+            model.name,
+            model.version,
+            model.classifier.classes,
+            model.classifier.metadata.preprocess.get("input_size_px"),
+            model.classifier.metadata.familiarity is not None,
+        )
+        for model in server.models.models
+    ]
+
+
+def list_known(server: Server, values: Iterable[str]) -> dict[str, Any]:
+    """The schema of a name or label: one of the values, any where API keys guard them."""
+    return {"type": "string"} if server.settings.api_keys else {"type": "string", "enum": [*values]}
 
 
 def refer(kind: str, name: str) -> dict[str, str]:
@@ -76,21 +114,20 @@ def describe_refusals(settings: ServeSettings) -> dict[str, Any]:
 
 def describe_schemas(server: Server) -> dict[str, Any]:
     """The components of requests and answers; labels and model names are those that are served now."""
-    models = server.models.models
-    labels = sorted({label for model in models for label in model.classifier.classes})
-    first = server.models.get()
-    predicted, *_, last = first.classifier.classes
+    models = show_models(server)
+    first = models[0]
+    predicted, *_, last = first.labels
     example = {
         "name": "picture 0",
         "predicted": predicted,
         "probability": 0.97,
         "probabilities": {predicted: 0.97, last: 0.02},
-        "familiarity": 0.61,
+        "familiarity": 0.61 if first.has_familiarity else None,
         "none_of_these": False,
     }
     return {
-        "ModelName": {"type": "string", "enum": [model.name for model in models]},
-        "Label": {"type": "string", "enum": labels},
+        "ModelName": list_known(server, [model.name for model in models]),
+        "Label": list_known(server, sorted({label for model in models for label in model.labels})),
         "Refusal": {
             "type": "object",
             "required": ["error", "code"],
@@ -203,9 +240,9 @@ def describe_schemas(server: Server) -> dict[str, Any]:
             "example": {
                 "name": first.name,
                 "version": first.version,
-                "labels": list(first.classifier.classes[:3]),
-                "input": {"size_px": first.classifier.metadata.preprocess.get("input_size_px")},
-                "has_familiarity": first.classifier.metadata.has_familiarity,
+                "labels": list(first.labels[:3]),
+                "input": {"size_px": first.size_px},
+                "has_familiarity": first.has_familiarity,
             },
         },
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headstart.serve.openapi_parts import answer, refer, show_curl
+from headstart.serve.openapi_parts import answer, list_known, refer, show_curl, show_models
 
 if TYPE_CHECKING:
     from headstart.serve.app import Server
@@ -15,7 +15,7 @@ _VERSION = refer("parameters", "Version")
 
 def describe_protocol(server: Server, base_url: str) -> dict[str, Any]:
     """The paths below /v2, each with and without a version."""
-    first = server.models.get().name
+    first = show_models(server)[0].name
 
     def get(operation_id: str, summary: str, path: str, schema: str, **more: Any) -> dict[str, Any]:
         shown = {"operationId": operation_id, "summary": summary, "tags": ["inference protocol"], **more}
@@ -57,7 +57,7 @@ def describe_protocol(server: Server, base_url: str) -> dict[str, Any]:
 def _describe_infer(
     server: Server, base_url: str, path: str, suffix: str, parameters: list[dict[str, str]]
 ) -> dict[str, Any]:
-    url = base_url + path.format(model=server.models.get().name)
+    url = base_url + path.format(model=show_models(server)[0].name)
     of_version = " in that version" if suffix else ""
     return {
         "operationId": f"protocolInfer{suffix}",
@@ -117,7 +117,7 @@ def _describe_infer(
 
 def describe_protocol_parameters(server: Server) -> dict[str, Any]:
     """Components of the paths below /v2."""
-    models = server.models.models
+    models = show_models(server)
     names = [name for model in models for name in (model.name, f"{model.name}.pixels")]
     return {
         "ProtocolModel": {
@@ -125,21 +125,24 @@ def describe_protocol_parameters(server: Server) -> dict[str, Any]:
             "in": "path",
             "required": True,
             "description": "A model's name, or that with `.pixels`.",
-            "schema": {"type": "string", "enum": names},
+            "schema": list_known(server, names),
         },
         "Version": {
             "name": "version",
             "in": "path",
             "required": True,
             "description": "The version that is served; it counts up from 1 at each reload of the model's file.",
-            "schema": {"type": "string", "enum": sorted({model.version for model in models})},
+            "schema": list_known(server, sorted({model.version for model in models})),
         },
     }
 
 
 def describe_protocol_schemas(server: Server) -> dict[str, Any]:
     """Schemas of the paths below /v2."""
-    name = server.models.get().name
+    first, *others = show_models(server)
+    outputs = ["probabilities", "label"]
+    if all(model.has_familiarity for model in (first, *others)):
+        outputs.append("familiarity")
     shape = {"type": "array", "items": {"type": "integer", "minimum": -1}}
     tensor = {
         "type": "object",
@@ -238,7 +241,7 @@ def describe_protocol_schemas(server: Server) -> dict[str, Any]:
             "type": "object",
             "required": ["name"],
             "properties": {
-                "name": {"enum": ["probabilities", "label"]},
+                "name": {"enum": outputs},
                 "parameters": {
                     "type": "object",
                     "properties": {"classification": {"type": "integer", "minimum": 1}, "binary_data": binary_output},
@@ -255,9 +258,9 @@ def describe_protocol_schemas(server: Server) -> dict[str, Any]:
                 "outputs": {"type": "array", "minItems": 1, "items": tensor},
             },
             "example": {
-                "model_name": name,
-                "model_version": "1",
-                "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [1, 2], "data": [0.97, 0.03]}],
+                "model_name": first.name,
+                "model_version": first.version,
+                "outputs": [{"name": "label", "datatype": "BYTES", "shape": [1], "data": [first.labels[0]]}],
             },
         },
     }
