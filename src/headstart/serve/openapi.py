@@ -143,6 +143,7 @@ def _describe_predicting(server: Server, base_url: str) -> dict[str, Any]:
                 **predict,
                 "operationId": "predictWith",
                 "summary": "Classify pictures with the model of that name",
+                "description": "As `POST /predict`, which takes the first model.",
                 "parameters": [_MODEL, top],
                 "responses": {**predict["responses"]},
                 **show_curl(*of_model),
