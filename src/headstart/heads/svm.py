@@ -58,9 +58,17 @@ def select_svm(
 
 
 def fit_svm(
-    rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, penalties: np.ndarray, num_classes: int
+    rows: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    penalties: np.ndarray,
+    num_classes: int,
+    *,
+    start: np.ndarray | None = None,
 ) -> np.ndarray:
     """One class against the rest with squared hinge loss; arguments and result as of `fit_logistic`.
+
+    `start` changes nothing: liblinear begins where it does.
 
     A class k of problem b minimises, over the rows with s_i = 1 where the label is k and -1 elsewhere,
 
