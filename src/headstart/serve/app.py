@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headstart.serve import api_page, metrics, openapi, predict_route
+from headstart.serve import api_page, inference_protocol, metrics, openapi, predict_route
 from headstart.serve.metrics import Metrics
 from headstart.serve.models import ModelStore
 from headstart.serve.refusals import Refusal
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 ROUTES = [
     *predict_route.routes,
+    *inference_protocol.routes,
     *metrics.routes,
     *openapi.routes,
     *api_page.routes,
