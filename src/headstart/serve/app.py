@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from starlette.applications import Starlette
@@ -15,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headstart.serve import api_page, inference_protocol, metrics, openapi, predict_route
+from headstart.serve import api_page, inference_protocol, metrics, openapi, page, predict_route
 from headstart.serve.metrics import Metrics
 from headstart.serve.models import ModelStore
+from headstart.serve.page import PageState
 from headstart.serve.refusals import Refusal
 from headstart.serve.request_log import choose_request_id
 from headstart.serve.settings import ServeSettings, is_loopback
@@ -31,6 +32,7 @@ ROUTES = [
     *metrics.routes,
     *openapi.routes,
     *api_page.routes,
+    *page.routes,
 ]
 
 # Without an API key: what tells nothing of the classifiers, and the page, which asks for the key itself.
@@ -48,6 +50,7 @@ class Server:
     models: ModelStore
     pool: WorkerPool
     metrics: Metrics
+    page: PageState = field(default_factory=PageState)
     is_draining: bool = False
 
     @property

@@ -45,9 +45,10 @@ def build_document(server: Server, base_url: str) -> dict[str, Any]:
     """
     paths = {
         **_describe_predicting(server, base_url),
+        **_describe_explaining(base_url),
         **_describe_state(base_url),
         **describe_protocol(server, base_url),
-        **_describe_pages(base_url),
+        **_describe_pages(),
     }
     is_guarded = bool(server.settings.api_keys)
     for path, operations in paths.items():
@@ -181,6 +182,60 @@ def _describe_bodies(max_pictures: int) -> dict[str, Any]:
     }
 
 
+def _describe_explaining(base_url: str) -> dict[str, Any]:
+    raw = {"schema": {}}
+    body = {"required": True, "content": dict.fromkeys(("image/jpeg", "image/png", "application/octet-stream"), raw)}
+    label = {
+        "name": "class",
+        "in": "query",
+        "description": "The class that the map is for; the most probable one if left out.",
+        "schema": refer("schemas", "Label"),
+    }
+    count = {
+        "name": "count",
+        "in": "query",
+        "description": "How many training pictures.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 20, "default": 5},
+    }
+    paths = {}
+    for path, operation_id, summary, description, parameter, schema in (
+        (
+            "/heat-map",
+            "explain",
+            "Where a picture speaks for a class",
+            "The picture is the raw body. 404 where the model's file does not allow maps.",
+            label,
+            "HeatMap",
+        ),
+        (
+            "/neighbours",
+            "findNeighbours",
+            "The nearest training pictures",
+            "The picture is the raw body. 404 where the server was started without the model's training pictures.",
+            count,
+            "Neighbours",
+        ),
+    ):
+        for of_model in (False, True):
+            called = path + ("/{model}" if of_model else "")
+            paths[called] = {
+                "post": {
+                    "operationId": operation_id + ("With" if of_model else ""),
+                    "summary": summary + (", with the model of that name" if of_model else ""),
+                    "description": description,
+                    "tags": ["pictures"],
+                    "parameters": [_MODEL, parameter] if of_model else [parameter],
+                    "requestBody": body,
+                    "responses": {
+                        "200": answer("What was found.", schema),
+                        **{status: refer("responses", status) for status in _PICTURE_REFUSALS},
+                    },
+                    **({} if of_model else show_curl(f"curl --data-binary @cat.jpg {base_url}{path}")),
+                }
+            }
+    return paths
+
+
 def _describe_state(base_url: str) -> dict[str, Any]:
     def get(operation_id: str, summary: str, path: str, responses: dict[str, Any]) -> dict[str, Any]:
         shown = {"operationId": operation_id, "summary": summary, "tags": ["state"], "responses": responses}
@@ -206,18 +261,21 @@ def _describe_state(base_url: str) -> dict[str, Any]:
     }
 
 
-def _describe_pages(base_url: str) -> dict[str, Any]:
-    def get(operation_id: str, summary: str, media_type: str) -> dict[str, Any]:
+def _describe_pages() -> dict[str, Any]:
+    def get(path: str, operation_id: str, summary: str, media_type: str) -> dict[str, Any]:
         schema: dict[str, Any] = {"type": "object"} if media_type == "application/json" else {"type": "string"}
         responses = {"200": answer(summary + ".", content={media_type: {"schema": schema}})}
+        if path in ("/", "/page.js", "/page.css"):
+            responses["304"] = {"description": "As the ETag in `If-None-Match` says, nothing has changed."}
         return {"get": {"operationId": operation_id, "summary": summary, "tags": ["pages"], "responses": responses}}
 
     return {
-        "/": get("openPage", "The page to try the models", "text/html"),
-        "/page.js": get("readPageScript", "The page's script", "text/javascript"),
-        "/page.css": get("readPageStyle", "The page's style", "text/css"),
-        "/docs": get("readDocs", "This description as a page", "text/html"),
-        "/openapi.json": get("readOpenApi", "This description as OpenAPI 3.1", "application/json"),
+        "/": get("/", "openPage", "The page to try the models", "text/html"),
+        "/page.js": get("/page.js", "readPageScript", "The page's script", "text/javascript"),
+        "/page.css": get("/page.css", "readPageStyle", "The page's style", "text/css"),
+        "/page.json": get("/page.json", "readPageFacts", "What the page offers", "application/json"),
+        "/docs": get("/docs", "readDocs", "This description as a page", "text/html"),
+        "/openapi.json": get("/openapi.json", "readOpenApi", "This description as OpenAPI 3.1", "application/json"),
     }
 
 

@@ -213,6 +213,50 @@ def describe_schemas(server: Server) -> dict[str, Any]:
             },
             "example": {"model": first.name, "version": first.version, "predictions": [example]},
         },
+        "HeatMap": {
+            "type": "object",
+            "required": ["model", "version", "class", "probability", "values", "box"],
+            "properties": {
+                "model": refer("schemas", "ModelName"),
+                "version": {"type": "string"},
+                "class": refer("schemas", "Label"),
+                "probability": _PROBABILITY,
+                "values": {
+                    "type": "array",
+                    "description": "Rows of numbers over the box; above 0 where the picture spoke for the class.",
+                    "items": {"type": "array", "items": {"type": "number"}},
+                },
+                "box": {
+                    "type": "array",
+                    "description": "What the network saw: top, left, height, width as fractions of the picture.",
+                    "minItems": 4,
+                    "maxItems": 4,
+                    "items": {"type": "number"},
+                },
+            },
+        },
+        "Neighbours": {
+            "type": "object",
+            "required": ["model", "version", "neighbours"],
+            "properties": {
+                "model": refer("schemas", "ModelName"),
+                "version": {"type": "string"},
+                "neighbours": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["label", "name", "similarity"],
+                        "properties": {
+                            "label": {"type": "string"},
+                            "name": {"type": "string"},
+                            "similarity": {"type": "number"},
+                            "thumbnail": {"type": "string", "description": "A data: URL."},
+                            "problem": {"type": "string", "description": "Why there is no thumbnail."},
+                        },
+                    },
+                },
+            },
+        },
         "Health": {"type": "object", "additionalProperties": {"type": "boolean"}, "minProperties": 1},
         "Models": {
             "type": "object",
