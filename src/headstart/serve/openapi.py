@@ -183,7 +183,7 @@ def _describe_bodies(max_pictures: int) -> dict[str, Any]:
 
 
 def _describe_explaining(base_url: str) -> dict[str, Any]:
-    raw = {"schema": {}}
+    raw: dict[str, Any] = {"schema": {}}
     body = {"required": True, "content": dict.fromkeys(("image/jpeg", "image/png", "application/octet-stream"), raw)}
     label = {
         "name": "class",
