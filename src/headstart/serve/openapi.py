@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 import headstart
 from headstart.serve.openapi_parts import (
+    EXAMPLE_PICTURE,
     answer,
     describe_refusals,
     describe_schemas,
@@ -112,7 +113,7 @@ def _describe_predicting(server: Server, base_url: str) -> dict[str, Any]:
         "name": "top",
         "in": "query",
         "description": "How many classes `probabilities` holds, the most probable first. All of them if left out.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": 10_000},
+        "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
     }
     predict: dict[str, Any] = {
         "summary": "Classify pictures",
@@ -177,7 +178,7 @@ def _describe_bodies(max_pictures: int) -> dict[str, Any]:
         },
         "application/json": {
             "schema": refer("schemas", "PicturesAsJson"),
-            "example": {"pictures": ["/9j/4AAQSkZJRgABAQ..."]},
+            "example": {"pictures": [EXAMPLE_PICTURE]},
         },
     }
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from headstart.serve.app import Server
     from headstart.serve.settings import ServeSettings
 
+EXAMPLE_PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
+"""A grey PNG of one pixel in base64."""
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headstart.serve.openapi_parts import answer, list_known, refer, show_curl, show_models
+from headstart.serve.openapi_parts import EXAMPLE_PICTURE, answer, list_known, refer, show_curl, show_models
 
 if TYPE_CHECKING:
     from headstart.serve.app import Server
@@ -193,7 +193,7 @@ def describe_protocol_schemas(server: Server) -> dict[str, Any]:
                 "outputs": {"type": "array", "minItems": 1, "items": refer("schemas", "RequestedOutput")},
             },
             "example": {
-                "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["/9j/4AAQSkZJRgABAQ..."]}],
+                "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [EXAMPLE_PICTURE]}],
                 "outputs": [{"name": "probabilities", "parameters": {"classification": 2}}],
             },
         },
