@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.serve.app import Server
-from headstart.serve.running import Running, make_server
+from headstart.serve.running import Running
 from headstart.serve.settings import ServeSettings
 
 
@@ -38,6 +37,7 @@ class Served:
     host: str
     port: int
     server: Server
+    running: Running
 
     def send(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -56,13 +56,13 @@ class Served:
 def serving(*files: str | Path, **settings: Any) -> Iterator[Served]:
     """Serve these files with these changes to ServeSettings; stopped (drained) at the end."""
     is_ready = threading.Event()
-    server = make_server(files, ServeSettings(**{"port": 0, "num_workers": 2, **settings}))
+    server = Server.build(files, ServeSettings(**{"port": 0, "num_workers": 2, **settings}))
     running = Running(server, lambda url: is_ready.set())
     problems: list[BaseException] = []
 
     def run() -> None:
         try:
-            asyncio.run(running.serve())
+            running.run()
         except BaseException as error:
             problems.append(error)
         finally:
@@ -75,8 +75,8 @@ def serving(*files: str | Path, **settings: Any) -> Iterator[Served]:
         if problems:
             raise problems[0]
         host, _, port = running.url.removeprefix("http://").rpartition(":")
-        yield Served(running.url, host, int(port), server)
+        yield Served(running.url, host, int(port), server, running)
     finally:
-        running.should_exit = True
+        running.stop()
         thread.join(40)
         assert not thread.is_alive(), "the server did not stop"

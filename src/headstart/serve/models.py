@@ -39,7 +39,8 @@ class ModelStore:
         self._paths = name_models(files)
         self._allow_unsigned = allow_unsigned
         self._models: dict[str, ServedModel] = {}
-        self._seen: dict[str, tuple[int, int, int]] = {}
+        self._seen: dict[str, tuple[int, int, int]] = {}  # the files as they are, used or given up
+        self._unusable: dict[str, tuple[tuple[int, int, int], str]] = {}  # how it looked, and why not
         self._lock = threading.Lock()
 
     @property
@@ -74,6 +75,41 @@ class ModelStore:
                 problems.append(str(error))
         raise_all(ArtifactError, problems)
         self._models = models
+
+    def reload(self) -> list[ServedModel]:
+        """Open the files that changed and put them in the place of the old; requests under way keep what they have.
+
+        Returns those that were replaced. A file that cannot be used, such as one that is still being written, changes
+        nothing; it is logged once it no longer changes.
+        """
+        with self._lock:
+            replaced = [model for model in (self._reload_one(name) for name in self._paths) if model]
+            if replaced:
+                self._models = self._models | {model.name: model for model in replaced}
+        return replaced
+
+    def _reload_one(self, name: str) -> ServedModel | None:
+        path, old = self._paths[name], self._models[name]
+        look = _look_at(path)
+        if look == self._seen[name]:
+            return None
+        if look == self._unusable.get(name, (None, ""))[0]:
+            logger.warning("%s stays at version %s: %s", name, old.version, self._unusable[name][1])
+            self._seen[name] = look
+            return None
+        try:
+            new = load(path, allow_unsigned=self._allow_unsigned)
+        except ArtifactError as error:
+            self._unusable[name] = (look, str(error))
+            return None
+        if _look_at(path) != look:  # replaced once more; the next time finds out
+            return None
+        self._seen[name] = look
+        if new.data == old.classifier.data:
+            return None
+        model = ServedModel(name, str(int(old.version) + 1), new, path)
+        logger.info("%s is now version %s", name, model.version)
+        return model
 
 
 def name_models(files: Sequence[str | Path]) -> Mapping[str, Path]:
