@@ -81,7 +81,7 @@ def _describe_kind(schema: dict[str, Any]) -> Markup:
         values = schema["enum"]
         shown = ", ".join(map(str, values[:_LONG_LIST]))
         return escape(f"one of {shown}" + (f" and {len(values) - _LONG_LIST} more" if len(values) > _LONG_LIST else ""))
-    kinds = schema.get("type", "anything")
+    kinds = schema.get("type", "bytes" if not schema else "anything")
     text = escape(" or ".join(kinds) if isinstance(kinds, list) else kinds)
     if kinds == "array" and "items" in schema:
         text += Markup(" of ") + _describe_kind(schema["items"])

@@ -156,7 +156,6 @@ def _describe_predicting(server: Server, base_url: str) -> dict[str, Any]:
 
 def _describe_bodies(max_pictures: int) -> dict[str, Any]:
     raw = {"schema": {}, "description": "The bytes of one picture file."}
-    file = {"type": "string", "contentMediaType": "application/octet-stream"}
     return {
         "image/jpeg": raw,
         "image/png": raw,
@@ -170,8 +169,8 @@ def _describe_bodies(max_pictures: int) -> dict[str, Any]:
                         "type": "array",
                         "minItems": 1,
                         "maxItems": max_pictures,
-                        "items": file,
-                        "description": "One part for each picture; parts may have any name.",
+                        "items": {},
+                        "description": "A part for each picture, with a file name; parts may be called otherwise.",
                     }
                 },
             }

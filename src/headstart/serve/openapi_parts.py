@@ -141,7 +141,6 @@ def describe_schemas(server: Server) -> dict[str, Any]:
         "PicturesAsJson": {
             "type": "object",
             "required": ["pictures"],
-            "additionalProperties": False,
             "properties": {
                 "pictures": {
                     "type": "array",

@@ -140,7 +140,7 @@ def describe_protocol_parameters(server: Server) -> dict[str, Any]:
 def describe_protocol_schemas(server: Server) -> dict[str, Any]:
     """Schemas of the paths below /v2."""
     first, *others = show_models(server)
-    outputs = ["probabilities", "label"]
+    outputs = ["label"]
     if all(model.has_familiarity for model in (first, *others)):
         outputs.append("familiarity")
     shape = {"type": "array", "items": {"type": "integer", "minimum": -1}}
@@ -238,15 +238,23 @@ def describe_protocol_schemas(server: Server) -> dict[str, Any]:
             },
         },
         "RequestedOutput": {
-            "type": "object",
-            "required": ["name"],
-            "properties": {
-                "name": {"enum": outputs},
-                "parameters": {
+            "oneOf": [
+                {
                     "type": "object",
-                    "properties": {"classification": {"type": "integer", "minimum": 1}, "binary_data": binary_output},
-                },
-            },
+                    "required": ["name"],
+                    "properties": {
+                        "name": {"enum": names},
+                        "parameters": {
+                            "type": "object",
+                            "properties": {"classification": classification, "binary_data": binary_output},
+                        },
+                    },
+                }
+                for names, classification in (
+                    (["probabilities"], {"type": "integer", "minimum": 1}),
+                    (outputs, False),
+                )
+            ]
         },
         "InferAnswer": {
             "type": "object",
