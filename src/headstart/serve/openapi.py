@@ -54,9 +54,11 @@ def build_document(server: Server, base_url: str) -> dict[str, Any]:
     is_guarded = bool(server.settings.api_keys)
     for path, operations in paths.items():
         for operation in operations.values():
-            statuses = ["400", "500", "503"] + (
-                ["401"] if is_guarded and not path.endswith(("/live", "/ready")) else []
-            )
+            statuses = ["400", "500", "503"]
+            if is_guarded and path in OPEN_PATHS:
+                operation["security"] = []
+            elif is_guarded:
+                statuses.append("401")
             operation["responses"] |= {status: refer("responses", status) for status in statuses}
             operation["responses"] = dict(sorted(operation["responses"].items()))
     components: dict[str, Any] = {
@@ -88,6 +90,7 @@ def build_document(server: Server, base_url: str) -> dict[str, Any]:
                 "Classifies pictures. Every answer that is not 2xx is JSON "
                 '`{"error": "<code>: <reason>", "code": "<code>"}`; the codes are stable. An `X-Request-Id` that a '
                 "request brings is sent back, else one is made; the server's log has it."
+                + (" Calls need a key: `Authorization: Bearer KEY` or `X-API-Key: KEY`." if is_guarded else "")
             ),
         },
         "servers": [{"url": base_url}],
@@ -101,8 +104,11 @@ def build_document(server: Server, base_url: str) -> dict[str, Any]:
         "components": components,
     }
     if is_guarded:
-        components["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"ApiKey": []}]
+        components["securitySchemes"] = {
+            "Bearer": {"type": "http", "scheme": "bearer"},
+            "Header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        document["security"] = [{"Bearer": []}, {"Header": []}]
     return document
 
 

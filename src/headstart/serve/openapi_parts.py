@@ -75,16 +75,15 @@ def describe_refusals(settings: ServeSettings) -> dict[str, Any]:
     mebibytes = f"{settings.max_body_bytes / 2**20:g} MB"
     table = {
         "400": ("The request or a picture is malformed or empty", "empty", "the file is empty"),
-        "401": ("The API key is missing or wrong", "unauthorized", "an API key is needed"),
-        "404": ("No such model or route", "unknown-model", "there is no such model"),
-        "405": ("The route has other methods; the header Allow names them", "wrong-method", "use POST"),
+        "401": ("The API key is missing or wrong", "no-key", "send an API key"),
+        "404": ("No such model or route", "unknown-model", "there is no model of this name; there is pets"),
         "408": (
             f"The head took over {settings.head_timeout_s:g} s, or the body over {settings.body_timeout_s:g} s",
-            "timeout",
-            "the request did not arrive in time",
+            "too-slow-sender",
+            f"the body did not arrive within {settings.body_timeout_s:g} s",
         ),
         "413": (
-            f"A body over {mebibytes}, or a picture over {megapixels}",
+            f"A body over {mebibytes}, too many pictures, or one over {megapixels}",
             "too-many-pixels",
             f"65500 x 65500 (limit {megapixels})",
         ),
@@ -98,13 +97,19 @@ def describe_refusals(settings: ServeSettings) -> dict[str, Any]:
             "truncated",
             "the file ends early (copy or download it again)",
         ),
-        "500": ("A fault of the server; its log has the request's id", "internal", "the server failed"),
+        "500": (
+            "A fault of the server; its log has the request's id",
+            "internal",
+            "the server failed; its log says more under this request's id",
+        ),
         "503": (
             "The queue is full (the header Retry-After says when to come again), models load, or it is stopping",
             "overloaded",
-            "the queue is full",
+            "as many pictures are waiting as may; try again",
         ),
     }
+    if not settings.api_keys:
+        del table["401"]
     found = {}
     for status, (description, code, reason) in table.items():
         example = {"error": f"{code}: {reason}", "code": code}
