@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import headstart
+from headstart.serve.front_door import OPEN_PATHS
 from headstart.serve.openapi_parts import (
     EXAMPLE_PICTURE,
     answer,
