@@ -90,6 +90,7 @@ def serve(
         )
     if log not in ("requests", "events"):
         raise ConfigError(f"--log is {show_path(log)}. Expected requests or events.")
+    from headstart.serve.models import name_models
     from headstart.serve.request_log import writing_log
     from headstart.serve.running import serve as run
     from headstart.serve.settings import ServeSettings
@@ -119,15 +120,15 @@ def serve(
             "or listen at 127.0.0.1.",
             file=sys.stderr,
         )
+    names = ", ".join(name_models(models))
+
+    def say_address(url: str) -> None:
+        print(f"Serving {names} at {url}/ (interface: /docs). Ctrl-C stops.", flush=True)
+
     _allow_many_files()
     with writing_log(sys.stderr, with_requests=log == "requests"):
-        run(models, settings, allow_unsigned=allow_unsigned, on_ready=lambda url: _say_address(url, models))
+        run(models, settings, allow_unsigned=allow_unsigned, on_ready=say_address)
     print("Stopped.", file=sys.stderr)
-
-
-def _say_address(url: str, models: list[str]) -> None:
-    count = "1 classifier" if len(models) == 1 else f"{len(models)} classifiers"
-    print(f"Serving {count} at {url}/ (page; interface: {url}/docs). Ctrl-C stops.", flush=True)
 
 
 def _read_keys(file: Path | None) -> tuple[str, ...]:

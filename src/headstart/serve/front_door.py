@@ -8,12 +8,13 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headstart.serve.body import HELD_KEY
 from headstart.serve.http_protocol import REFUSAL_KEY
 from headstart.serve.refusals import Refusal
-from headstart.serve.request_log import choose_request_id, requests_logger
+from headstart.serve.request_log import choose_request_id, log_request, requests_logger
 from headstart.serve.settings import ServeSettings, is_loopback
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class FrontDoor:
             await self._app(scope, receive, answer)
         except Refusal as refusal:
             await _give_refusal(refusal, scope, receive, answer)
+        except HTTPException as error:
+            await _give_refusal(_translate(error), scope, receive, answer)
         except Exception:
             if status:
                 raise
@@ -131,12 +134,22 @@ class FrontDoor:
                     "ms": round(duration_s * 1000, 1),
                     "client": scope["client"][0] if scope["client"] else None,
                 }
-                requests_logger.info("request", extra={"facts": facts})
+                log_request("request", facts)
 
 
 async def _give_refusal(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
     scope[FACTS_KEY]["code"] = refusal.code
     await refusal.to_response()(scope, receive, send)
+
+
+def _translate(error: HTTPException) -> Refusal:
+    """What the router itself refuses."""
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return Refusal(404, "unknown-route", "there is nothing at this path", headers)
+    if error.status_code == 405:
+        return Refusal(405, "wrong-method", f"this path takes {headers.get('Allow')}", headers)
+    return Refusal(error.status_code, "refused", error.detail, headers)
 
 
 def _is_address(name: str) -> bool:

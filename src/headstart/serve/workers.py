@@ -74,7 +74,6 @@ class WorkerPool:
         self._change = threading.Condition()
         self._queue: collections.deque[_Task] = collections.deque()
         self._workers: list[_Worker] = []
-        self._num_idle = 0
         self._is_closed = False
         metrics.watch_queue(lambda: self.num_waiting, lambda: self.num_stuck)
 
@@ -90,7 +89,10 @@ class WorkerPool:
 
     def check_room(self, count: int = 1) -> None:
         """Raise Refusal 503 `overloaded` where `count` pictures would not fit into the queue now."""
-        if self._is_closed or len(self._queue) + count > self._settings.queue_size + self._num_idle:
+        num_free = self._settings.num_workers - sum(
+            worker.task is not None and not worker.is_stuck for worker in self._workers
+        )
+        if self._is_closed or len(self._queue) + count > self._settings.queue_size + num_free:
             reason = "as many pictures are waiting as may; try again"
             raise Refusal(503, "overloaded", reason, {"Retry-After": "1"})
 
@@ -141,18 +143,16 @@ class WorkerPool:
         with self._change:
             self.check_room(len(tasks))
             self._queue.extend(tasks)
-            while self._count_active() < min(self._settings.num_workers, len(self._queue) + self._count_busy()):
+            for _ in tasks:
                 self._start_worker()
             self._change.notify(len(tasks))
         return [task.future for task in tasks]
 
-    def _count_active(self) -> int:
-        return sum(not worker.is_stuck for worker in self._workers)
-
-    def _count_busy(self) -> int:
-        return sum(worker.task is not None for worker in self._workers)
-
     def _start_worker(self) -> None:
+        """One more, unless there are as many as there may be; those that are stuck count up to `num_workers`."""
+        num_workers = self._settings.num_workers
+        if len(self._workers) - self.num_stuck >= num_workers or len(self._workers) >= 2 * num_workers:
+            return
         worker = _Worker()
         self._workers.append(worker)
         # As daemon: a thread that hangs on a picture must not keep the process from ending.
@@ -164,13 +164,11 @@ class WorkerPool:
                 worker.task = None
                 if worker.is_stuck:  # it was, and has come back
                     worker.is_stuck = False
-                    if self._count_active() > self._settings.num_workers:
+                    if len(self._workers) - self.num_stuck > self._settings.num_workers:
                         self._workers.remove(worker)
                         return
-                self._num_idle += 1
                 while not self._queue and not self._is_closed:
                     self._change.wait()
-                self._num_idle -= 1
                 if self._is_closed:
                     self._workers.remove(worker)
                     return
@@ -201,8 +199,7 @@ class WorkerPool:
                     worker.is_stuck = True
                     worker.task.finish(None, TimeoutError())
                     logger.warning("a worker is still busy after %g s and is replaced", limit_s)
-                    if len(self._workers) < 2 * self._settings.num_workers:
-                        self._start_worker()
+                    self._start_worker()
             while self._queue and self._queue[0].queued_s < oldest:
                 reason = f"it waited longer than {limit_s:g} s"
                 self._queue.popleft().finish(None, Refusal(503, "overloaded", reason, {"Retry-After": "1"}))
