@@ -27,6 +27,7 @@ from headstart.serve.api_page import render_docs
 from headstart.serve.app import ROUTES
 from headstart.serve.neighbours import open_neighbours
 from headstart.serve.openapi import build_document
+from headstart.serve.openapi_parts import show_models
 
 KEY = "a-key-for-tests"
 NUM_EXAMPLES = int(os.environ.get("HEADSTART_TEST_EXAMPLES", "3"))  # of each call; 250 make over 5,000 requests
@@ -225,7 +226,7 @@ def test_the_pages_policy_allows_its_style_and_nothing_else(served: Served) -> N
 
 
 def test_the_page_is_made_for_many_labels(served: Served) -> None:
-    document = build_document(served.server, "http://localhost:1")
+    document = build_document(show_models(served.server), served.server.settings, "http://localhost:1")
     document["components"]["schemas"]["Label"]["enum"] = [f"class {number}" for number in range(1000)]
     page, _ = render_docs(document)
     assert "class 29 and 970 more" in page

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -16,8 +17,16 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
 from headstart.serve.openapi import build_document, find_base_url
+from headstart.serve.openapi_parts import ShownModel, show_models
+from headstart.serve.settings import ServeSettings
 
 _LONG_LIST = 30  # more values than these are counted, not listed
+
+
+@lru_cache(8)
+def render_page(models: tuple[ShownModel, ...], settings: ServeSettings, base_url: str) -> tuple[str, str]:
+    """The page of the document for these models, and the hash of its style."""
+    return render_docs(build_document(models, settings, base_url))
 
 
 def render_docs(document: dict[str, Any]) -> tuple[str, str]:
@@ -97,7 +106,8 @@ def _describe_kind(schema: dict[str, Any]) -> Markup:
 
 
 async def _send_page(request: Request) -> HTMLResponse:
-    page, style_hash = render_docs(build_document(request.app.state.server, find_base_url(request)))
+    server = request.app.state.server
+    page, style_hash = render_page(show_models(server), server.settings, find_base_url(request))
     policy = (
         f"default-src 'none'; style-src '{style_hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )

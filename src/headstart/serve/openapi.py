@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 import headstart
 from headstart.serve.front_door import OPEN_PATHS
 from headstart.serve.openapi_parts import (
     EXAMPLE_PICTURE,
+    ShownModel,
     answer,
     describe_refusals,
     describe_schemas,
@@ -27,7 +31,7 @@ from headstart.serve.openapi_protocol import (
 )
 
 if TYPE_CHECKING:
-    from headstart.serve.app import Server
+    from headstart.serve.settings import ServeSettings
 
 _BASE_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:[0-9]+)?(/[A-Za-z0-9._~/-]*)?")
 _MODEL = {"$ref": "#/components/parameters/Model"}
@@ -40,19 +44,22 @@ def find_base_url(request: Request) -> str:
     return base_url if _BASE_URL.fullmatch(base_url) else "http://127.0.0.1:8000"
 
 
-def build_document(server: Server, base_url: str) -> dict[str, Any]:
-    """The document as JSON values. Made anew for each request: a replaced file may have brought other labels.
+@lru_cache(8)
+def write_document(models: tuple[ShownModel, ...], settings: ServeSettings, base_url: str) -> bytes:
+    """The document as JSON."""
+    return json.dumps(build_document(models, settings, base_url), ensure_ascii=False).encode()
 
-    Raises Refusal 503 while models load.
-    """
+
+def build_document(models: Sequence[ShownModel], settings: ServeSettings, base_url: str) -> dict[str, Any]:
+    """The document as JSON values, of the models as `show_models` gives them."""
     paths = {
-        **_describe_predicting(server, base_url),
+        **_describe_predicting(models[0].name, settings, base_url),
         **_describe_explaining(base_url),
         **_describe_state(base_url),
-        **describe_protocol(server, base_url),
+        **describe_protocol(models, settings, base_url),
         **_describe_pages(),
     }
-    is_guarded = bool(server.settings.api_keys)
+    is_guarded = bool(settings.api_keys)
     for path, operations in paths.items():
         for operation in operations.values():
             statuses = ["400", "500", "503"]
@@ -63,8 +70,8 @@ def build_document(server: Server, base_url: str) -> dict[str, Any]:
             operation["responses"] |= {status: refer("responses", status) for status in statuses}
             operation["responses"] = dict(sorted(operation["responses"].items()))
     components: dict[str, Any] = {
-        "schemas": describe_schemas(server) | describe_protocol_schemas(server),
-        "responses": describe_refusals(server.settings),
+        "schemas": describe_schemas(models, settings) | describe_protocol_schemas(models, settings),
+        "responses": describe_refusals(settings),
         "parameters": {
             "Model": {
                 "name": "model",
@@ -73,7 +80,7 @@ def build_document(server: Server, base_url: str) -> dict[str, Any]:
                 "description": "Name of a model, as GET /models tells it.",
                 "schema": refer("schemas", "ModelName"),
             },
-            **describe_protocol_parameters(server),
+            **describe_protocol_parameters(models, settings),
         },
         "headers": {
             "RequestId": {
@@ -113,9 +120,7 @@ def build_document(server: Server, base_url: str) -> dict[str, Any]:
     return document
 
 
-def _describe_predicting(server: Server, base_url: str) -> dict[str, Any]:
-    settings = server.settings
-    first = show_models(server)[0].name
+def _describe_predicting(first: str, settings: ServeSettings, base_url: str) -> dict[str, Any]:
     top = {
         "name": "top",
         "in": "query",
@@ -286,8 +291,10 @@ def _describe_pages() -> dict[str, Any]:
     }
 
 
-async def _send_document(request: Request) -> JSONResponse:
-    return JSONResponse(build_document(request.app.state.server, find_base_url(request)))
+async def _send_document(request: Request) -> Response:
+    server = request.app.state.server
+    document = write_document(show_models(server), server.settings, find_base_url(request))
+    return Response(document, media_type="application/json")
 
 
 routes = [Route("/openapi.json", _send_document, methods=["GET"])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +26,15 @@ class ShownModel:
     has_familiarity: bool
 
 
-def show_models(server: Server) -> list[ShownModel]:
+def show_models(server: Server) -> tuple[ShownModel, ...]:
     """The models served now; a made-up one where API keys guard them, as the document is open to all.
 
     Raises Refusal 503 while models load.
     """
     server.models.get()
     if server.settings.api_keys:
-        return [ShownModel("pets", "1", ("cat", "dog"), 224, True)]
-    return [
+        return (ShownModel("pets", "1", ("cat", "dog"), 224, True),)
+    return tuple(
         ShownModel(
             model.name,
             model.version,
@@ -43,12 +43,12 @@ def show_models(server: Server) -> list[ShownModel]:
             model.classifier.metadata.familiarity is not None,
         )
         for model in server.models.models
-    ]
+    )
 
 
-def list_known(server: Server, values: Iterable[str]) -> dict[str, Any]:
+def list_known(settings: ServeSettings, values: Iterable[str]) -> dict[str, Any]:
     """The schema of a name or label: one of the values, any where API keys guard them."""
-    return {"type": "string"} if server.settings.api_keys else {"type": "string", "enum": [*values]}
+    return {"type": "string"} if settings.api_keys else {"type": "string", "enum": [*values]}
 
 
 def refer(kind: str, name: str) -> dict[str, str]:
@@ -119,9 +119,8 @@ def describe_refusals(settings: ServeSettings) -> dict[str, Any]:
     return found
 
 
-def describe_schemas(server: Server) -> dict[str, Any]:
+def describe_schemas(models: Sequence[ShownModel], settings: ServeSettings) -> dict[str, Any]:
     """The components of requests and answers; labels and model names are those that are served now."""
-    models = show_models(server)
     first = models[0]
     predicted, *_, last = first.labels
     example = {
@@ -133,8 +132,8 @@ def describe_schemas(server: Server) -> dict[str, Any]:
         "none_of_these": False,
     }
     return {
-        "ModelName": list_known(server, [model.name for model in models]),
-        "Label": list_known(server, sorted({label for model in models for label in model.labels})),
+        "ModelName": list_known(settings, [model.name for model in models]),
+        "Label": list_known(settings, sorted({label for model in models for label in model.labels})),
         "Refusal": {
             "type": "object",
             "required": ["error", "code"],
@@ -150,7 +149,7 @@ def describe_schemas(server: Server) -> dict[str, Any]:
                 "pictures": {
                     "type": "array",
                     "minItems": 1,
-                    "maxItems": server.settings.max_pictures,
+                    "maxItems": settings.max_pictures,
                     "items": {
                         "type": "string",
                         "contentEncoding": "base64",
@@ -185,7 +184,7 @@ def describe_schemas(server: Server) -> dict[str, Any]:
                 "none_of_these": {
                     "type": "boolean",
                     "description": (
-                        f"Whether the familiarity is under {server.settings.unknown_below:g}: the picture may show "
+                        f"Whether the familiarity is under {settings.unknown_below:g}: the picture may show "
                         "none of the classes."
                     ),
                 },

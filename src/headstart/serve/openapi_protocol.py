@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from headstart.serve.openapi_parts import EXAMPLE_PICTURE, answer, list_known, refer, show_curl, show_models
+from headstart.serve.openapi_parts import EXAMPLE_PICTURE, ShownModel, answer, list_known, refer, show_curl
 
 if TYPE_CHECKING:
-    from headstart.serve.app import Server
+    from headstart.serve.settings import ServeSettings
 
 _MODEL = refer("parameters", "ProtocolModel")
 _VERSION = refer("parameters", "Version")
 
 
-def describe_protocol(server: Server, base_url: str) -> dict[str, Any]:
+def describe_protocol(models: Sequence[ShownModel], settings: ServeSettings, base_url: str) -> dict[str, Any]:
     """The paths below /v2, each with and without a version."""
-    first = show_models(server)[0].name
+    first = models[0].name
 
     def get(operation_id: str, summary: str, path: str, schema: str, **more: Any) -> dict[str, Any]:
         shown = {"operationId": operation_id, "summary": summary, "tags": ["inference protocol"], **more}
@@ -33,6 +34,7 @@ def describe_protocol(server: Server, base_url: str) -> dict[str, Any]:
     for middle, suffix, parameters in (("", "", [_MODEL]), ("/versions/{version}", "Version", [_MODEL, _VERSION])):
         path = f"/v2/models/{{model}}{middle}"
         called = path.replace("{version}", "1")
+        url = base_url + called.format(model=first)
         of_version = " in that version" if suffix else ""
         paths |= {
             path: get(
@@ -49,15 +51,14 @@ def describe_protocol(server: Server, base_url: str) -> dict[str, Any]:
                 "ProtocolReady",
                 parameters=parameters,
             ),
-            f"{path}/infer": {"post": _describe_infer(server, base_url, f"{called}/infer", suffix, parameters)},
+            f"{path}/infer": {
+                "post": _describe_infer(settings, base_url + f"{called}/infer".format(model=first), suffix, parameters)
+            },
         }
     return paths
 
 
-def _describe_infer(
-    server: Server, base_url: str, path: str, suffix: str, parameters: list[dict[str, str]]
-) -> dict[str, Any]:
-    url = base_url + path.format(model=show_models(server)[0].name)
+def _describe_infer(settings: ServeSettings, url: str, suffix: str, parameters: list[dict[str, str]]) -> dict[str, Any]:
     of_version = " in that version" if suffix else ""
     return {
         "operationId": f"protocolInfer{suffix}",
@@ -68,7 +69,7 @@ def _describe_infer(
             "the product of `shape`. With the header `Inference-Header-Content-Length` the body is that many bytes of "
             "JSON and then the tensors that have `binary_data_size` (extension binary_tensor_data); with 0 the body "
             "is one picture. An output with the parameter `classification: k` comes as `value:index:label` of the k "
-            f"best classes. Up to {server.settings.max_pictures} pictures a request. Refused pictures are status 400 "
+            f"best classes. Up to {settings.max_pictures} pictures a request. Refused pictures are status 400 "
             "here, with their index."
         ),
         "tags": ["inference protocol"],
@@ -115,9 +116,8 @@ def _describe_infer(
     }
 
 
-def describe_protocol_parameters(server: Server) -> dict[str, Any]:
+def describe_protocol_parameters(models: Sequence[ShownModel], settings: ServeSettings) -> dict[str, Any]:
     """Components of the paths below /v2."""
-    models = show_models(server)
     names = [name for model in models for name in (model.name, f"{model.name}.pixels")]
     return {
         "ProtocolModel": {
@@ -125,23 +125,23 @@ def describe_protocol_parameters(server: Server) -> dict[str, Any]:
             "in": "path",
             "required": True,
             "description": "A model's name, or that with `.pixels`.",
-            "schema": list_known(server, names),
+            "schema": list_known(settings, names),
         },
         "Version": {
             "name": "version",
             "in": "path",
             "required": True,
             "description": "The version that is served; it counts up from 1 at each reload of the model's file.",
-            "schema": list_known(server, sorted({model.version for model in models})),
+            "schema": list_known(settings, sorted({model.version for model in models})),
         },
     }
 
 
-def describe_protocol_schemas(server: Server) -> dict[str, Any]:
+def describe_protocol_schemas(models: Sequence[ShownModel], settings: ServeSettings) -> dict[str, Any]:
     """Schemas of the paths below /v2."""
-    first, *others = show_models(server)
+    first = models[0]
     outputs = ["label"]
-    if all(model.has_familiarity for model in (first, *others)):
+    if all(model.has_familiarity for model in models):
         outputs.append("familiarity")
     shape = {"type": "array", "items": {"type": "integer", "minimum": -1}}
     tensor = {
@@ -150,7 +150,7 @@ def describe_protocol_schemas(server: Server) -> dict[str, Any]:
         "properties": {"name": {"type": "string"}, "datatype": {"type": "string"}, "shape": shape},
     }
     tensors = {"type": "array", "minItems": 1, "items": tensor}
-    pictures = server.settings.max_pictures
+    pictures = settings.max_pictures
     binary_output = {"type": "boolean", "description": "Whether the answer brings it in binary."}
     return {
         "ProtocolServer": {
