@@ -21,6 +21,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -131,8 +132,8 @@ def start_server(command: Sequence[str]) -> Iterator[tuple[int, int]]:
     assert child.stdout is not None
     try:
         for line in child.stdout:
-            if "http://" in line:
-                yield child.pid, int(line.rsplit(":", 1)[1].strip().rstrip("/"))
+            if found := re.search(r"http://[^\s/]+:(\d+)", line):
+                yield child.pid, int(found[1])
                 break
         else:
             sys.exit(f"The server did not start: {' '.join(command)}")

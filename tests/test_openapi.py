@@ -91,6 +91,7 @@ def test_every_call_is_as_the_document_says(
     with serving(trained.file, f"again={trained.file}") as served:
         served.server.page.neighbours["shapes"] = open_neighbours(classifier, trained.shapes)
         summary = run_schemathesis(served.url, tmp_path, "--max-examples", str(NUM_EXAMPLES))
+    print(summary[-500:])
     assert count_cases(summary) > (5_000 if NUM_EXAMPLES >= 250 else 500)
 
 

@@ -51,9 +51,7 @@ def describe_protocol(models: Sequence[ShownModel], settings: ServeSettings, bas
                 "ProtocolReady",
                 parameters=parameters,
             ),
-            f"{path}/infer": {
-                "post": _describe_infer(settings, base_url + f"{called}/infer".format(model=first), suffix, parameters)
-            },
+            f"{path}/infer": {"post": _describe_infer(settings, f"{url}/infer", suffix, parameters)},
         }
     return paths
 
