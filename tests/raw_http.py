@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from dataclasses import dataclass
 
@@ -37,10 +38,8 @@ def read_to_end(stream: socket.socket) -> RawAnswer:
 def exchange(served: Served, data: bytes, *, half_close: bool = False) -> RawAnswer:
     """Send these bytes, then read to the end of the connection."""
     with connect(served) as stream:
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what it said before still counts
             stream.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # what it said before still counts
         if half_close:
             stream.shutdown(socket.SHUT_WR)
         return read_to_end(stream)

@@ -22,6 +22,7 @@ class Fitter(Protocol):
         weights: np.ndarray,
         penalties: np.ndarray,
         num_classes: int,
+        tolerance: float = ...,
         *,
         start: np.ndarray | None = None,
     ) -> np.ndarray: ...

@@ -67,7 +67,7 @@ def fit_logistic(
     weights: np.ndarray,
     penalties: np.ndarray,
     num_classes: int,
-    tolerance: float = 3e-3,
+    tolerance: float = 1e-3,
     *,
     start: np.ndarray | None = None,
 ) -> np.ndarray:

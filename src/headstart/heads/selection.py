@@ -48,6 +48,8 @@ _FINALISTS = 5
 # Where a comparison could afford fewer components a layer, as with 100 classes, there are only two.
 _ENOUGH_COMPONENTS = 16
 _CHOICE_ROWS = 3000
+# Of fits where there are more pictures than are compared on: a quarter less time, no visible loss on CIFAR-10.
+_MANY_TOLERANCE = 3e-3
 # The projected training pictures of the final fit, float32: 128 MiB. Beyond, fewer components are kept.
 _MAX_FIT_NUMBERS = 2**25
 # Numbers to multiply once for each iteration of the final fit. Fewer components are kept from 500 classes or so on.
@@ -127,6 +129,8 @@ def select_head(
     rows = np.empty((len(part), layout.num_features), np.float16)
     for start in range(0, len(part), _ROWS_PER_READ):
         rows[start : start + _ROWS_PER_READ] = read_rows(part[start : start + _ROWS_PER_READ])
+    if len(part) < len(labels):
+        fit = functools.partial(fit, tolerance=_MANY_TOLERANCE)
     table = Table(rows, layout, sample.take(part), fit)
     problem = _Problem(read_rows, sample, table, rng)
     # Threads inside the matrix products would wait for each other, and sums depend on their number: blocks, candidates

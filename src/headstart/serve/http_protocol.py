@@ -23,6 +23,8 @@ MAX_CHUNKS = 65_536
 LINGER_S = 5.0
 LINGER_SILENCE_S = 1.0
 
+_IN_TIME = 0.97  # of a deadline: the answer is out before it has passed
+
 REFUSAL_KEY = "headstart.refusal"
 """Where a request's scope holds the Refusal that its connection was already answered with."""
 
@@ -181,9 +183,9 @@ class Protocol(HttpToolsProtocol):
             self._timer = None
         self._timed_phase = self._phase
         if self._phase == "head":
-            self._timer = self.loop.call_later(self.settings.head_timeout_s, self._miss_deadline)
+            self._timer = self.loop.call_later(_IN_TIME * self.settings.head_timeout_s, self._miss_deadline)
         elif self._phase == "body":
-            self._timer = self.loop.call_later(self.settings.body_timeout_s, self._miss_deadline)
+            self._timer = self.loop.call_later(_IN_TIME * self.settings.body_timeout_s, self._miss_deadline)
 
     def _miss_deadline(self) -> None:
         limit_s = self.settings.head_timeout_s if self._phase == "head" else self.settings.body_timeout_s
