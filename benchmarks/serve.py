@@ -6,7 +6,8 @@ Measured in turn, on the same pictures in memory, each side in a process of its 
            (serve_plain.py)
   ours     `headstart serve`, one picture a request as the raw body
 The client (http_load.py) shares the processors with the servers; `client_cpu_ms_a_request` is what it takes from them.
-`of_bare` is ours / bare, `of_bare_without_client` counts the client's time as if it had been the server's.
+`of_bare` is ours / bare, `of_bare_without_client` counts the client's time as if it had been the server's,
+`of_bare_by_processor_time` is what stays true while others use the machine.
 
 Then: Poisson arrivals at half of what ours bore, and at ten times that. There `lost` counts requests without any
 answer, and refusals are timed. Memory is that of the server's process.
@@ -195,6 +196,9 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
                 mine["rate"] * (1 + mine["client_cpu_s"] / mine["cpu_s"]) / bare["rate"]
                 for mine, bare in zip(rounds["ours"], rounds["bare"], strict=True)
             ]
+        ),
+        "of_bare_by_processor_time": summarize(
+            [bare["cpu_s"] / mine["cpu_s"] for mine, bare in zip(rounds["ours"], rounds["bare"], strict=True)]
         ),
         "of_plain": compare(rounds, "plain"),
         "half_load": {
