@@ -24,8 +24,12 @@ from headstart.serve.tensors import (
 )
 
 _MAX_DEPTH = 100
-# Reading JSON holds up every thread: so many values take about 0.1 s. Base64 of a file is one value.
-_MAX_JSON_VALUES = 1_000_000
+_MAX_ID_LENGTH = 1000
+# While JSON is read, nothing else runs in this process; what is let through takes about 0.1 s. Strings cost nothing.
+_MAX_VALUES = 1_000_000
+_MAX_BRACKETS = 350_000
+_MAX_QUOTES = 100_000
+_MAX_REST_BYTES = 6 * 2**20  # besides strings
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
 
@@ -79,6 +83,8 @@ def parse_request(
     id = header.get("id")
     if id is not None and not isinstance(id, str):
         raise BodyError(f"id is {say_type(id)}; expected a string")
+    if id is not None and len(id) > _MAX_ID_LENGTH:
+        raise BodyError(f"id has {len(id)} characters; the maximum is {_MAX_ID_LENGTH}")
     return InferRequest(
         _parse_inputs(header, body, len(body) if json_length is None else json_length, inputs, max_elements),
         _parse_outputs(header, outputs, classified),
@@ -103,10 +109,7 @@ def _parse_raw(body: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[Tens
 
 
 def _parse_json(text: bytes, is_whole: bool) -> Any:
-    if sum(text.count(mark) for mark in b',"[{') > _MAX_JSON_VALUES:
-        raise BodyError(f"there are more than {_MAX_JSON_VALUES} values in the JSON; send the tensor as binary data")
-    if _measure_depth(text) > _MAX_DEPTH:
-        raise BodyError(f"the JSON is nested deeper than {_MAX_DEPTH}")
+    _check_cost(text)
     advice = "; a body that is not all JSON needs the header Inference-Header-Content-Length" if is_whole else ""
     try:
         return json.loads(text.decode(), object_pairs_hook=_make_object, parse_constant=_refuse_constant)
@@ -120,13 +123,18 @@ def _parse_json(text: bytes, is_whole: bool) -> Any:
         raise BodyError("the JSON is damaged: a number has too many digits") from None
 
 
-def _measure_depth(text: bytes) -> int:
-    """How deep brackets are nested, found without recursion."""
-    if text.count(b"[") + text.count(b"{") <= _MAX_DEPTH:
-        return 0
-    brackets = np.frombuffer(re.sub(rb"[^\[\]{}]+", b"", _STRING.sub(b"", text)), np.uint8)
+def _check_cost(text: bytes) -> None:
+    """Refuse JSON that takes too long to read, or a recursion that is too deep."""
+    rest = _STRING.sub(b"", text) if text.count(b'"') <= _MAX_QUOTES else None
+    if rest is None or len(rest) > _MAX_REST_BYTES or rest.count(b",") > _MAX_VALUES:
+        most = f"{_MAX_VALUES} values or {_MAX_REST_BYTES // 2**20} MB besides strings"
+        raise BodyError(f"the JSON holds more than {most}; send the tensor as binary data")
+    if rest.count(b"[") + rest.count(b"{") > _MAX_BRACKETS:
+        raise BodyError(f"the JSON holds more than {_MAX_BRACKETS} lists and objects; send the data as one flat list")
+    brackets = np.frombuffer(re.sub(rb"[^\[\]{}]+", b"", rest), np.uint8)
     steps = np.where((brackets == ord("[")) | (brackets == ord("{")), 1, -1)
-    return int(steps.cumsum().max(initial=0))
+    if steps.cumsum().max(initial=0) > _MAX_DEPTH:
+        raise BodyError(f"the JSON is nested deeper than {_MAX_DEPTH}")
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Each model is served under two names: M takes encoded pictures, M.pixels one pic
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -19,7 +20,8 @@ import headstart
 from headstart.errors import ImageError
 from headstart.image_files import DecodeLimits
 from headstart.prediction import Prediction
-from headstart.serve.body import read_body
+from headstart.serve.body import LARGE_BODY_BYTES, read_body
+from headstart.serve.front_door import FACTS_KEY
 from headstart.serve.infer_request import InferRequest, parse_request, read_json_length
 from headstart.serve.models import ServedModel
 from headstart.serve.refusals import Refusal
@@ -30,7 +32,6 @@ _FILES_INPUT = TensorSpec("image", "BYTES", (-1,))
 _PIXELS_INPUT = TensorSpec("image", "UINT8", (-1, -1, 3))
 _CLASSIFIED = "probabilities"
 _LENGTH_HEADER = "Inference-Header-Content-Length"
-_LARGE_JSON_BYTES = 100_000  # reading more would hold up the other requests
 _MIN_PACKED_BYTES = 500  # a smaller answer fits into one packet as it is
 
 
@@ -82,27 +83,20 @@ async def infer(request: Request) -> Response:
     """POST /v2/models/{model}[/versions/{version}]/infer."""
     server = request.app.state.server
     model, input = _find_model(request)
-    body = await read_body(request, server.settings.max_body_bytes)
-    outputs = _list_outputs(model)
-
-    def parse(json_length: int | None) -> InferRequest:
-        limit = server.settings.max_pictures
-        return parse_request(body, json_length, [input], outputs, classified=_CLASSIFIED, max_elements=limit)
-
-    try:
-        json_length = read_json_length(request.headers.getlist(_LENGTH_HEADER), len(body))
-        is_large = (len(body) if json_length is None else json_length) > _LARGE_JSON_BYTES
-        wanted = await server.pool.call(parse, json_length) if is_large else parse(json_length)
-    except BodyError as error:
-        raise Refusal(400, "bad-request", str(error)) from None
+    wanted = await _read_request(request, model, input)
     if input is _FILES_INPUT:
         pictures = wanted.inputs["image"].tolist()
     else:
         pictures = [_check_size(wanted.inputs["image"], server.settings.decode_limits)]
-    predictions = [_require(outcome, index) for index, outcome in enumerate(await server.pool.predict(model, pictures))]
+    outcomes = await server.pool.predict(model, pictures)
+    facts = request.scope[FACTS_KEY]
+    facts |= {"model": model.name, "version": model.version, "pictures": len(pictures)}
+    if refused := [outcome.code for outcome in outcomes if isinstance(outcome, ImageError)]:
+        facts["refused"] = refused
+    predictions = [_require(outcome, index) for index, outcome in enumerate(outcomes)]
     tensors = [(output, _make_output(output, model, predictions)) for output in wanted.outputs]
-    facts = {"model_name": request.path_params["model"], "model_version": model.version}
-    content, json_length = write_response(facts if wanted.id is None else {**facts, "id": wanted.id}, tensors)
+    about = {"model_name": request.path_params["model"], "model_version": model.version}
+    content, json_length = write_response(about if wanted.id is None else {**about, "id": wanted.id}, tensors)
     headers = {} if json_length is None else {_LENGTH_HEADER: str(json_length)}
     content_type = "application/json" if json_length is None else "application/octet-stream"
     if len(content) >= _MIN_PACKED_BYTES and (encoding := _choose_encoding(request)):
@@ -113,6 +107,22 @@ async def infer(request: Request) -> Response:
 
 def _answer(value: dict[str, Any]) -> Response:
     return Response(json.dumps(value).encode(), media_type="application/json")
+
+
+async def _read_request(request: Request, model: ServedModel, input: TensorSpec) -> InferRequest:
+    settings = request.app.state.server.settings
+    body = await read_body(request, settings.max_body_bytes)
+
+    def parse(json_length: int | None) -> InferRequest:
+        outputs, limit = _list_outputs(model), settings.max_pictures
+        return parse_request(body, json_length, [input], outputs, classified=_CLASSIFIED, max_elements=limit)
+
+    try:
+        json_length = read_json_length(request.headers.getlist(_LENGTH_HEADER), len(body))
+        is_large = (len(body) if json_length is None else json_length) >= LARGE_BODY_BYTES
+        return await asyncio.to_thread(parse, json_length) if is_large else parse(json_length)
+    except BodyError as error:
+        raise Refusal(400, "bad-request", str(error)) from None
 
 
 def _find_model(request: Request) -> tuple[ServedModel, TensorSpec]:
