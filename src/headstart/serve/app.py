@@ -41,15 +41,30 @@ class Server:
     metrics: Metrics
     body_room: BodyRoom
     page: PageState = field(default_factory=PageState)
+    training_pictures: Path | None = None
     is_draining: bool = False
 
     @classmethod
-    def build(cls, files: Sequence[str | Path], settings: ServeSettings, *, allow_unsigned: bool = False) -> Server:
+    def build(
+        cls,
+        files: Sequence[str | Path],
+        settings: ServeSettings,
+        *,
+        allow_unsigned: bool = False,
+        training_pictures: Path | None = None,
+    ) -> Server:
         """The parts put together; no file is opened yet. Raises ConfigError for models' names."""
         models = ModelStore(files, allow_unsigned=allow_unsigned)
         figures = Metrics()
         room = BodyRoom(BODIES_HELD * settings.max_body_bytes)
-        return cls(settings, models, WorkerPool(settings, figures), figures, room)
+        pool = WorkerPool(settings, figures)
+        return cls(settings, models, pool, figures, room, training_pictures=training_pictures)
+
+    def open_files(self) -> None:
+        """The classifiers, then the training pictures. Raises ArtifactError, and ConfigError or DataError for these."""
+        self.models.load()
+        if self.training_pictures is not None:
+            self.page.keep_training_pictures(self.models.models, self.training_pictures)
 
     @property
     def is_ready(self) -> bool:

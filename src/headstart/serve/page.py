@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -14,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from headstart.decode import decode_image
-from headstart.errors import ArtifactError, ConfigError, ImageError
+from headstart.errors import ArtifactError, ConfigError, DataError, ImageError, raise_all
 from headstart.image_files import DecodeLimits
 from headstart.serve.body import read_body
 from headstart.serve.models import ServedModel
@@ -24,6 +27,8 @@ from headstart.serve.refusals import Refusal, refuse_image
 if TYPE_CHECKING:
     from headstart.heat_maps import Explainer, HeatMap
     from headstart.serve.neighbours import NearPicture, Neighbours
+
+logger = logging.getLogger(__name__)
 
 _TYPES = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 _MAX_NEIGHBOURS = 20
@@ -54,6 +59,21 @@ class PageState:
     neighbours: dict[str, Neighbours] = field(default_factory=dict)
     _explainers: dict[str, tuple[ServedModel, Explainer]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def keep_training_pictures(self, models: Sequence[ServedModel], folder: Path) -> None:
+        """Those of each model that was trained on the folder (see `open_neighbours`). Raises DataError for none."""
+        from headstart.serve.neighbours import open_neighbours  # loads onnx
+
+        problems = []
+        for model in models:
+            try:
+                self.neighbours[model.name] = open_neighbours(model.classifier, folder)
+            except (ConfigError, DataError) as error:
+                problems.append(f"{model.name}: {error}")
+        if not self.neighbours:
+            raise_all(DataError, problems)
+        for name, near in self.neighbours.items():
+            logger.info("%s: %d training pictures are kept", name, len(near))
 
     def find_neighbours(self, model: ServedModel) -> Neighbours | None:
         """None also where the file was replaced by one of another network or other classes."""

@@ -37,9 +37,11 @@ const countOf = (count, word) => `${numberOf(count)} ${word}${count === 1 ? "" :
 const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MB`;
 /* What is not 0 or 1 never reads as 0.0 or 100.0. */
 function percent(frac) {
+  if (frac > 0 && frac < 0.00001) return "<0.001 %";
+  if (frac > 0.99999 && frac < 1) return ">99.999 %";
   for (let digits = 1; ; digits += 1) {
     const text = (100 * frac).toFixed(digits);
-    if (digits === 7 || frac === 0 || frac === 1 || ![0, 100].includes(Number(text))) return `${text} %`;
+    if (digits === 3 || frac === 0 || frac === 1 || ![0, 100].includes(Number(text))) return `${text} %`;
   }
 }
 const say = (text) => { byId("said").textContent = text; };
@@ -138,8 +140,9 @@ async function shrink(file) {
 }
 /* One after the other: a large picture takes much memory while it is decoded. */
 let previews = Promise.resolve();
-function makePreview(file) {
+function makePreview(file, signal) {
   const made = previews.then(async () => {
+    if (signal.aborted) return null;
     let bitmap;
     try {
       bitmap = await createImageBitmap(file);
@@ -194,11 +197,11 @@ function makeMapSign() {
 /* One picture of the visit */
 let lastNumber = 0;
 class Picture {
-  constructor(file, name, model) {
+  constructor(file, name, model, round) {
     lastNumber += 1;
-    Object.assign(this, { file, name, model, number: lastNumber, state: "waiting", maps: new Map(), stop: new AbortController() });
+    Object.assign(this, { file, name, model, round, number: lastNumber, state: "waiting", maps: new Map(), stop: new AbortController() });
     this.stage = el("div", { className: "stage" });
-    this.body = el("div", { className: "told-body told-part" });
+    this.body = el("div", { className: "outcome" });
     this.remove = button("×", () => visit.remove(this), { className: "quiet remove", ariaLabel: `Remove ${show(name)}` });
     const heading = el("h3", { id: `picture-${this.number}` }, named(name));
     this.card = el("li", { className: "card", tabIndex: -1 },
@@ -208,7 +211,7 @@ class Picture {
           this.body)));
     this.card.firstChild.setAttribute("aria-labelledby", heading.id);
     this.showWaiting("Waiting");
-    this.preview = makePreview(file).then((preview) => this.showPreview(preview));
+    this.preview = makePreview(file, this.stop.signal).then((preview) => this.showPreview(preview));
   }
   showPreview(preview) {
     if (this.stop.signal.aborted) {
@@ -217,6 +220,7 @@ class Picture {
     }
     this.shown = preview;
     if (!preview) {
+      this.card.classList.add("unseen");
       this.stage.replaceChildren(el("span", { className: "missing" }, "This browser cannot show it."));
       return;
     }
@@ -268,14 +272,13 @@ class Picture {
     visit.pump();
   }
   showResult() {
-    const { predicted, probability, none_of_these: isUnfamiliar, familiarity, probabilities } = this.result;
+    const { none_of_these: isUnfamiliar, familiarity, probabilities } = this.result;
     const classes = Object.entries(probabilities).sort(([, a], [, b]) => b - a);
     this.list = el("ol", { className: "classes" });
     const fill = (count) => this.list.replaceChildren(...classes.slice(0, count).map((each) => this.makeRow(...each)));
     fill(SHOWN_CLASSES);
     this.card.classList.toggle("unfamiliar", isUnfamiliar);
     this.legend = el("p", { className: "legend", hidden: true });
-    this.legend.setAttribute("role", "status");
     this.tools = el("div", { className: "tools" });
     if (classes.length > SHOWN_CLASSES) {
       const more = button(`All ${numberOf(classes.length)} classes`, () => {
@@ -293,18 +296,16 @@ class Picture {
       near.setAttribute("aria-controls", this.nears.id);
       this.tools.append(near);
     }
-    const verdict = isUnfamiliar
-      ? el("div", { className: "none" }, el("b", {}, "Probably none of these"),
-        el("span", { className: "muted" }, `Familiarity ${percent(familiarity)}`))
-      : el("p", { className: "verdict" }, named(predicted), el("b", {}, percent(probability)));
-    this.body.replaceChildren(verdict, this.list, this.legend, this.tools, ...(this.nears ? [this.nears] : []),
+    const none = isUnfamiliar && el("p", { className: "none" }, el("b", {}, "Probably none of these"),
+      el("span", { className: "muted" }, `Familiarity ${familiarity < 0.001 ? "under 0.1 %" : percent(familiarity)}`));
+    this.body.replaceChildren(...[none, this.list, this.legend, this.tools, this.nears].filter(Boolean),
       ...(this.note ? [el("p", { className: "note" }, this.note)] : []));
     this.showTry();
   }
   makeRow(label, probability) {
     const fill = el("span");
     fill.style.width = `${100 * probability}%`;
-    const parts = [named(label), el("span", { className: "percent" }, percent(probability)), el("span", { className: "bar" }, fill)];
+    const parts = [named(label, label.length > 32 ? "long" : ""), el("span", { className: "percent" }, percent(probability)), el("span", { className: "bar" }, fill)];
     if (!this.model.heat_maps) return el("li", { className: "row" }, ...parts);
     const row = button("", () => this.toggleMap(label), { className: "row", ariaPressed: "false", title: `What spoke for ${show(label)}` });
     row.label = label;
@@ -329,7 +330,7 @@ class Picture {
       }
       if (this.explained === label) this.showMap(this.maps.get(label));
     } catch (error) {
-      if (!this.stop.signal.aborted && this.explained === label) this.legend.replaceChildren(`No heat map: ${show(error.message)}`);
+      if (!this.stop.signal.aborted && this.explained === label) this.legend.replaceChildren(`No heat map: ${show(error.message)}.`);
     }
   }
   hideMap() {
@@ -347,7 +348,8 @@ class Picture {
     for (const [side, frac] of Object.entries(sides)) canvas.style[side] = `${100 * frac}%`;
     this.sized.append(canvas);
     this.sized.classList.add("explained");
-    this.legend.replaceChildren(el("i", { className: "for" }), "spoke for ", named(label), el("i", { className: "against" }), "against it");
+    this.legend.replaceChildren(el("i", { className: "for" }), "spoke for it", el("i", { className: "against" }), "against it");
+    say(`The heat map for ${show(label)} is shown`);
   }
   async toggleNears(toggle) {
     const isOpen = toggle.ariaExpanded !== "true";
@@ -398,8 +400,10 @@ const visit = {
   model: null,
   pictures: [],
   numRunning: 0,
+  round: 0,
   add(files) {
-    const added = files.map(([file, name]) => new Picture(file, name, this.model));
+    this.round += 1;
+    const added = files.map(([file, name]) => new Picture(file, name, this.model, this.round));
     this.pictures.push(...added);
     this.batch = { size: (this.batch?.size ?? 0) + added.length, done: this.batch?.done ?? 0, failed: this.batch?.failed ?? 0 };
     byId("filter").value = "";
@@ -457,7 +461,7 @@ const visit = {
     const filter = byId("filter").value, isUnsure = byId("order").value === "unsure";
     const shown = this.pictures.filter((picture) => !filter || picture.group === filter);
     const doubt = ({ result }) => (result ? result.probability - (result.none_of_these ? 1 : 0) : 2);
-    return isUnsure ? shown.sort((a, b) => doubt(a) - doubt(b)) : shown.reverse();
+    return shown.sort((a, b) => (isUnsure ? doubt(a) - doubt(b) : b.round - a.round)); // those that came together stay in order
   },
   /* Cards stay where they are in the document unless their order changes: focus is not lost. */
   arrange() {
@@ -478,6 +482,7 @@ const visit = {
     for (const { group } of this.pictures) if (group) counts.set(group, (counts.get(group) ?? 0) + 1);
     const words = { "\0none": "none of these", "\0failed": "problems" };
     const select = byId("filter"), chosen = select.value;
+    if (this.numRunning && document.activeElement === select) return; // it may be open
     const groups = [...counts].sort(([a, m], [b, n]) => a.startsWith("\0") - b.startsWith("\0") || n - m);
     select.replaceChildren(el("option", { value: "" }, `all (${this.pictures.length})`),
       ...groups.map(([group, n]) => el("option", { value: group }, `${words[group] ?? show(group)} (${n})`)));
@@ -485,7 +490,8 @@ const visit = {
   },
   /* The columns of `headstart predict --format csv`, those of this page after the name. */
   download() {
-    const labels = [...new Set(this.pictures.flatMap(({ model, result }) => (result ? model.labels : [])))];
+    // A classifier that was replaced meanwhile may answer with other classes than it had when the page was opened.
+    const labels = [...new Set(this.pictures.flatMap(({ model, result }) => (result ? [...model.labels, ...Object.keys(result.probabilities)] : [])))];
     const quote = (text) => (/[,"\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     const rows = [["name", "model", "version", "predicted", "probability", ...labels.map((label) => `probability_${label}`), "familiarity", "none_of_these", "error"]];
     for (const { name, model, result, error } of this.pictures) {
@@ -546,9 +552,8 @@ async function addDropped(transfer) {
   }
 }
 let depth = 0;
-const hasFiles = (event) => event.dataTransfer && !byId("camera").open;
 addEventListener("dragenter", (event) => {
-  if (!hasFiles(event)) return;
+  if (!event.dataTransfer?.types.includes("Files") || byId("camera").open) return;
   depth += 1;
   document.body.classList.add("dropping");
 });
@@ -561,7 +566,7 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   depth = 0;
   document.body.classList.remove("dropping");
-  if (hasFiles(event)) addDropped(event.dataTransfer).catch((error) => tell(show(String(error.message))));
+  if (event.dataTransfer && !byId("camera").open) addDropped(event.dataTransfer).catch((error) => tell(show(String(error.message))));
 });
 addEventListener("paste", (event) => {
   if (event.target.closest?.("input")) return;
@@ -623,15 +628,13 @@ const camera = {
     }
     const settings = this.stream.getVideoTracks()[0].getSettings();
     video.classList.toggle("mirrored", settings.facingMode !== "environment");
-    video.hidden = false;
+    video.hidden = byId("shoot").hidden = false;
     video.srcObject = this.stream;
-    byId("shoot").disabled = false;
     return true;
   },
   fail(text) {
     byId("camera-problem").textContent = text;
-    byId("video").hidden = true;
-    byId("shoot").disabled = true;
+    byId("video").hidden = byId("shoot").hidden = true;
     byId("camera-close").focus();
   },
   async shoot() {
@@ -685,7 +688,8 @@ function showModel(model) {
   for (const picture of visit.pictures) picture.showTry();
 }
 async function start() {
-  const { models, limits } = await ask("page.json");
+  const { models, limits } = await ask("page.json", { onwait: () => tell("The classifiers are being loaded.") });
+  tell("");
   Object.assign(server, { models, limits });
   const classes = el("span", { id: "classes" });
   if (models.length > 1) {
@@ -697,6 +701,8 @@ async function start() {
     document.title = `${models[0].name} · headstart`;
   }
   byId("facts").append(classes);
+  byId("about-heat").hidden = !models.some((model) => model.heat_maps);
+  byId("about-near").hidden = !models.some((model) => model.num_training_pictures);
   showModel(models[0]);
 }
 start().catch((error) => tell(`The classifiers cannot be listed: ${show(error.message)}`));
