@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from headstart._files import show_path
-from headstart.backbones.from_file import read_backbone
-from headstart.backbones.loading import load_backbone
-from headstart.config import TrainSettings
 from headstart.dataset import ImageRecord, scan_dataset
 from headstart.decode import decode_image
-from headstart.errors import DataError, HeadstartError, ImageError
+from headstart.errors import DataError, ImageError
 from headstart.feature_cache import FeatureCache
 from headstart.features import Extractor, Picture, extract_features, get_top_layer
-from headstart.heads.cached import make_layout, read_features
+from headstart.heads.cached import read_features
 from headstart.image_files import DEFAULT_LIMITS, DecodeLimits
 from headstart.insight.neighbours import find_neighbours
-from headstart.insight.subject import is_tuned
+from headstart.insight.subject import open_extractor
 from headstart.parallel import Progress
 from headstart.prediction import Classifier, match_classes
 from headstart.preparation import prepare_dataset, read_settings
@@ -99,7 +95,7 @@ def open_neighbours(
     settings = read_settings(classifier.metadata)
     dataset = prepare_dataset(scan_dataset(folder, **options), settings, progress)
     label_of = match_classes(dataset.classes, classifier.classes)
-    extractor = _open_extractor(classifier, settings)
+    extractor = open_extractor(classifier, settings)
     records = [record for record in dataset.records if record.split == "train"]
     pictures = [Picture(record.sha256, record.path) for record in records]
     with FeatureCache() as cache:
@@ -122,13 +118,3 @@ def open_neighbours(
 
 def _name_network(classifier: Classifier) -> str:
     return str(classifier.metadata.backbone.get("sha256", ""))
-
-
-def _open_extractor(classifier: Classifier, settings: TrainSettings) -> Extractor:
-    """The one of the training, whose features are cached, where its network can be had; else the file's own."""
-    if not is_tuned(classifier):
-        with suppress(HeadstartError):  # weights from a file that is elsewhere, or a package that is not installed
-            backbone = load_backbone(settings.backbone, settings.input_size_px, settings.weights)
-            if backbone.sha256 == _name_network(classifier):
-                return Extractor(backbone, layout=make_layout(backbone, settings))
-    return Extractor(read_backbone(classifier.metadata, classifier.data))
