@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from starlette.applications import Starlette
 
-from headstart.serve import metrics, predict_route
+from headstart.serve import inference_protocol, metrics, page, predict_route
 from headstart.serve.body import BodyRoom
 from headstart.serve.front_door import NO_ROUTE, FrontDoor
 from headstart.serve.metrics import Metrics
 from headstart.serve.models import ModelStore
+from headstart.serve.page import PageState
 from headstart.serve.refusals import Refusal
 from headstart.serve.request_log import log_request
 from headstart.serve.settings import ServeSettings
@@ -20,7 +21,9 @@ from headstart.serve.workers import WorkerPool
 
 ROUTES = [
     *predict_route.routes,
+    *inference_protocol.routes,
     *metrics.routes,
+    *page.routes,
 ]
 
 BODIES_HELD = 16  # largest bodies that may be held at once; of smaller ones accordingly more
@@ -35,15 +38,31 @@ class Server:
     pool: WorkerPool
     metrics: Metrics
     body_room: BodyRoom
+    page: PageState = field(default_factory=PageState)
+    training_pictures: Path | None = None
     is_draining: bool = False
 
     @classmethod
-    def build(cls, files: Sequence[str | Path], settings: ServeSettings, *, allow_unsigned: bool = False) -> Server:
+    def build(
+        cls,
+        files: Sequence[str | Path],
+        settings: ServeSettings,
+        *,
+        allow_unsigned: bool = False,
+        training_pictures: Path | None = None,
+    ) -> Server:
         """The parts put together; no file is opened yet. Raises ConfigError for models' names."""
         models = ModelStore(files, allow_unsigned=allow_unsigned)
         figures = Metrics()
         room = BodyRoom(BODIES_HELD * settings.max_body_bytes)
-        return cls(settings, models, WorkerPool(settings, figures), figures, room)
+        pool = WorkerPool(settings, figures)
+        return cls(settings, models, pool, figures, room, training_pictures=training_pictures)
+
+    def open_files(self) -> None:
+        """The classifiers, then the training pictures. Raises ArtifactError, and ConfigError or DataError for these."""
+        self.models.load()
+        if self.training_pictures is not None:
+            self.page.keep_training_pictures(self.models.models, self.training_pictures)
 
     @property
     def is_ready(self) -> bool:

@@ -81,7 +81,7 @@ class Running:
             try:
                 host, port = listener.sockets[0].getsockname()[:2]
                 self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-                await asyncio.to_thread(self.server.models.load)
+                await asyncio.to_thread(self.server.open_files)
                 for model in self.server.models.models:
                     self.server.metrics.set_version(model.name, model.version)
                 if not self._num_stops:
@@ -173,11 +173,13 @@ def serve(
     settings: ServeSettings,
     *,
     allow_unsigned: bool = False,
+    training_pictures: Path | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve these classifier files until SIGTERM or SIGINT, then finish what was taken; a second one stops at once.
 
     `on_ready` is called with the address once requests are answered. SIGHUP looks at the files at once. Raises
-    ConfigError where it cannot listen, ArtifactError for the files.
+    ConfigError where it cannot listen, ArtifactError for the files, DataError for the training pictures.
     """
-    Running(Server.build(files, settings, allow_unsigned=allow_unsigned), on_ready).run()
+    server = Server.build(files, settings, allow_unsigned=allow_unsigned, training_pictures=training_pictures)
+    Running(server, on_ready).run()
