@@ -126,7 +126,7 @@ def test_beyond_the_queue_is_refused_at_once(trained: Trained, picture: bytes, m
         threads = [threading.Thread(target=send) for _ in range(5)]
         for thread in threads:
             thread.start()
-        wait_for(lambda: served.server.pool.num_waiting == 3)
+        wait_for(lambda: served.server.pool.num_waiting == 3 and len(served.running._state.tasks) == 5)
         started_s = time.monotonic()
         answer = served.send("POST", "/predict", picture)
         assert (answer.status, answer.json["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
