@@ -120,13 +120,6 @@ def test_cut_off_uploads_are_answered(served: Served) -> None:
         assert (answer.status, json.loads(answer.body)["code"]) == (400, "cut-off")
 
 
-def test_a_client_that_ends_its_side_gets_its_answer(served: Served, trained: Trained) -> None:
-    data = (trained.shapes / "checks" / "00.png").read_bytes()
-    answer = exchange(served, HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data, half_close=True)
-    assert answer.status == 200
-    assert json.loads(answer.body)["predictions"][0]["predicted"] == "checks"
-
-
 def test_too_large_is_answered_before_the_body_and_without_a_reset(served: Served) -> None:
     with connect(served) as stream:
         stream.sendall(HEAD + b"Content-Length: 50000000\r\nExpect: 100-continue\r\n\r\n")

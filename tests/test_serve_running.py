@@ -126,7 +126,7 @@ def test_beyond_the_queue_is_refused_at_once(trained: Trained, picture: bytes, m
         threads = [threading.Thread(target=send) for _ in range(5)]
         for thread in threads:
             thread.start()
-        wait_for(lambda: served.server.pool.num_waiting == 3)
+        wait_for(lambda: served.server.pool.num_waiting == 3 and len(served.running._state.tasks) == 5)
         started_s = time.monotonic()
         answer = served.send("POST", "/predict", picture)
         assert (answer.status, answer.json["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
@@ -137,6 +137,32 @@ def test_beyond_the_queue_is_refused_at_once(trained: Trained, picture: bytes, m
         for thread in threads:
             thread.join()
         assert statuses == [200] * 5
+
+
+def test_pictures_of_clients_that_have_gone_are_not_predicted(
+    trained: Trained, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go = threading.Event()
+    predicted = []
+    original = headstart.Classifier.predict_one
+
+    def wait(*arguments: object) -> object:
+        predicted.append(arguments)
+        may_go.wait(10)
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(headstart.Classifier, "predict_one", wait)
+    head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(picture)
+    with serving(trained.file, num_workers=1) as served:
+        with contextlib.ExitStack() as stack:
+            for _ in range(5):
+                stream = stack.enter_context(connect(served))
+                stream.sendall(head + picture)
+            wait_for(lambda: served.server.pool.num_waiting == 4)
+        wait_for(lambda: b'status="499"} 5.0' in served.send("GET", "/metrics").body)
+        may_go.set()
+        assert served.send("POST", "/predict", picture).status == 200
+    assert len(predicted) == 2
 
 
 def test_a_picture_that_takes_too_long_is_given_up(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from headstart.serve import inference_protocol, metrics, page, predict_route
+from headstart.serve import api_page, inference_protocol, metrics, openapi, page, predict_route
 from headstart.serve.body import BodyRoom
 from headstart.serve.front_door import NO_ROUTE, FrontDoor
 from headstart.serve.metrics import Metrics
@@ -23,6 +23,8 @@ ROUTES = [
     *predict_route.routes,
     *inference_protocol.routes,
     *metrics.routes,
+    *openapi.routes,
+    *api_page.routes,
     *page.routes,
 ]
 

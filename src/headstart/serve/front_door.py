@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import logging
@@ -12,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headstart.serve.body import HELD_KEY
-from headstart.serve.http_protocol import REFUSAL_KEY
+from headstart.serve.http_protocol import IS_GONE_KEY, REFUSAL_KEY, TASK_KEY
 from headstart.serve.refusals import Refusal
 from headstart.serve.request_log import choose_request_id, log_request, requests_logger
 from headstart.serve.settings import ServeSettings, is_loopback
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 FACTS_KEY = "headstart.facts"
 """Where a request's scope holds what its line in the log shall say besides."""
+GONE_STATUS = 499
+"""The status in log and figures where the client did not wait for its answer, as in nginx."""
 NO_ROUTE = "(none)"
 """The route in the figures of requests that have none."""
 
@@ -93,6 +96,7 @@ class FrontDoor:
         status = 0
         facts: dict[str, Any] = {}
         scope[FACTS_KEY] = facts
+        scope[TASK_KEY] = asyncio.current_task()
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -109,6 +113,10 @@ class FrontDoor:
             await self._app(scope, receive, answer)
         except Refusal as refusal:
             await _give_refusal(refusal, scope, receive, answer)
+        except asyncio.CancelledError:
+            if IS_GONE_KEY not in scope:
+                raise
+            status = GONE_STATUS
         except HTTPException as error:
             await _give_refusal(_translate(error), scope, receive, answer)
         except Exception:
@@ -120,6 +128,7 @@ class FrontDoor:
         finally:
             server.metrics.in_flight.dec()
             server.body_room.taken_bytes -= scope.get(HELD_KEY, 0)
+            del scope[TASK_KEY]  # which leads back to the scope
             if REFUSAL_KEY in scope:
                 status = scope[REFUSAL_KEY].status
             duration_s = time.perf_counter() - started_s

@@ -27,6 +27,10 @@ _IN_TIME = 0.97  # of a deadline: the answer is out before it has passed
 
 REFUSAL_KEY = "headstart.refusal"
 """Where a request's scope holds the Refusal that its connection was already answered with."""
+TASK_KEY = "headstart.task"
+"""Where the application leaves the task that works on a request: it is cancelled when the client has gone."""
+IS_GONE_KEY = "headstart.is_gone"
+"""True in the scope of a request whose client has gone."""
 
 
 class PatientTransport:
@@ -87,6 +91,11 @@ class Protocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._timer = self._end_timer = self._silence_timer = self._write_timer = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            task = self.cycle.scope.get(TASK_KEY)
+            if isinstance(task, asyncio.Task):
+                self.cycle.scope[IS_GONE_KEY] = True  # type: ignore[literal-required]
+                task.cancel()  # nobody waits for the answer, and others wait for their turn
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -96,9 +105,7 @@ class Protocol(HttpToolsProtocol):
             self.refuse(Refusal(400, "cut-off", "the connection was closed before the body was complete"))
         elif self._phase == "head" and self._num_head_bytes:
             self.refuse(Refusal(400, "cut-off", "the connection was closed before the head was complete"))
-        elif self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.keep_alive = False  # it sends no more, but waits for its answer
-            return True
+        # Who only ends its own side and waits cannot be told from who has gone, and the latter is what happens.
         return False
 
     def data_received(self, data: bytes) -> None:
