@@ -16,7 +16,7 @@ from drawn_pictures import run_python, write_shapes
 import headstart
 
 SOURCE = Path(headstart.__file__).parent
-PACKAGES = {"", "backbones", "heads", "finetuning", "recipes", "insight", "report"}
+PACKAGES = {"", "backbones", "heads", "finetuning", "recipes", "insight", "report", "serve", "exporting"}
 
 # A module imports from the rows above its own only.
 LAYERS = [
@@ -56,7 +56,15 @@ LAYERS = [
     "report.assembly",
     "report.writing",
     "cli_insight",
-    "cli_predict cli_train cli_torch",
+    "serve.refusals serve.settings serve.request_log serve.metrics serve.tensors serve.openapi_parts",
+    "serve.infer_request serve.http_protocol serve.models serve.openapi_protocol",
+    "serve.body serve.workers",
+    "serve.front_door",
+    "serve.predict_route serve.inference_protocol serve.openapi serve.neighbours",
+    "serve.page serve.api_page",
+    "serve.app",
+    "serve.running",
+    "cli_predict cli_train cli_torch cli_serve",
     "cli",
 ]
 LEVELS = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
