@@ -113,7 +113,6 @@ async def _send_page(request: Request) -> HTMLResponse:
     )
     headers = {
         "Content-Security-Policy": policy,
-        "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-store",
     }

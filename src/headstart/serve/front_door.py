@@ -60,7 +60,9 @@ class Admission:
             raise Refusal(401, "no-key", expected, {"WWW-Authenticate": "Bearer"})
 
     def _serves(self, host: str) -> bool:
-        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        name, closing, _ = host[1:].partition("]") if host.startswith("[") else (host.partition(":")[0], "]", "")
+        if not closing:
+            return False
         if name in self._names or "*" in self._names or is_loopback(name):
             return True
         # A page of somebody else's can make a browser call this server by a name of theirs, not by an address.
@@ -102,7 +104,9 @@ class FrontDoor:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                # Labels and names of files are the users': nothing may take an answer for a page.
+                added = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
         server.metrics.in_flight.inc()

@@ -245,6 +245,7 @@ class Protocol(HttpToolsProtocol):
     def _format(self, refusal: Refusal) -> bytes:
         body = refusal.to_json()
         headers = [*self.server_state.default_headers, (b"content-type", b"application/json")]
+        headers.append((b"x-content-type-options", b"nosniff"))
         headers += [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
         headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         lines = [b"%s: %s\r\n" % header for header in headers]
