@@ -12,8 +12,9 @@ from headstart.parallel import Progress, count_cpus, map_bounded
 from headstart.pictures import load_picture
 from headstart.prediction import Classifier
 
-MIN_AGREEMENT = 0.999
 MAX_PICTURES = 1000
+_MIN_AGREEMENT = 0.999
+_MIN_AGREEMENT_8_BITS = 0.99
 
 
 class ExportRefused(HeadstartError):
@@ -46,14 +47,19 @@ def compare_probs(expected: np.ndarray, found: np.ndarray, left_out: Iterable[Im
     return Agreement(len(gaps), same, float(gaps.max()), float(gaps.mean()), tuple(left_out))
 
 
-def require_agreement(agreement: Agreement, min_frac: float, what: str) -> None:
+def get_min_agreement(classifier: Classifier) -> float:
+    """Share of the pictures that must keep their class: of networks in 8 bits less, as runtimes round them otherwise."""
+    return _MIN_AGREEMENT_8_BITS if b"QuantizeLinear" in classifier.data else _MIN_AGREEMENT
+
+
+def require_agreement(agreement: Agreement, min_frac: float, what: str, advice: str = "") -> None:
     """Raises ExportRefused where fewer pictures have the original's class; `what` is the export."""
     if agreement.frac_same_class < min_frac:
         raise ExportRefused(
             f"{what} gives the same class as the classifier on {agreement.num_same_class:,} of "
             f"{agreement.num_checked:,} pictures ({agreement.frac_same_class:.2%}), the largest difference of a "
             f"probability is {agreement.worst_difference:.3g}. At least {min_frac:.1%} was asked for. "
-            "Nothing was written."
+            f"Nothing was written.{advice}"
         )
 
 
@@ -82,7 +88,10 @@ def predict_by_both(
             pixels = load_picture(path, None, 2 * size if size else None).pixels
         except ImageError as error:
             return error.at(path)
-        return path, classifier.run(pixels), np.asarray(run_export(path, pixels))
+        try:
+            return path, classifier.run(pixels), np.asarray(run_export(path, pixels))
+        except (OSError, ValueError) as error:  # Pillow, where it alone decodes
+            return ImageError("unreadable-there", f"the export cannot read it: {error}", path)
 
     rows, failures = [], []
     for done, (_, outcome) in enumerate(map_bounded(run, paths, count_cpus()), start=1):
