@@ -212,14 +212,14 @@ def _render_int8(done: Int8Export) -> list[str]:
         return f"{format_percent(right / count)} % ({format_percent(low)} to {format_percent(high)})"
 
     low, high = (100 * each for each in done.loss_interval)
-    change = [100 * each for each in done.log_loss_change]
     return [
         f"accuracy before: {say_accuracy(done.before)}",
         f"accuracy after:  {say_accuracy(done.after)} on {done.agreement.num_checked:,} pictures",
         f"it costs {100 * done.loss:.2f} points ({low:.2f} to {high:.2f}; paired test p = {done.p_value:.2g})",
         f"same class: {done.agreement.num_same_class:,} of {done.agreement.num_checked:,} pictures; largest difference "
         f"of a probability: {done.agreement.worst_difference:.2e}",
-        f"log loss changes by {change[0] / 100:.4f} to {change[1] / 100:.4f}",
+        f"log loss after less before: {done.log_loss_change[0]:.4f} to {done.log_loss_change[1]:.4f}",
         f"{done.num_convs - done.num_exact} of {done.num_convs} convolutions in 8 bits, fitted to "
-        f"{done.num_calibration} training pictures; {done.size_before / 1e6:.1f} MB became {done.size_after / 1e6:.1f} MB",
+        f"{done.num_calibration} training pictures",
+        f"{done.size_before / 1e6:.1f} MB became {done.size_after / 1e6:.1f} MB",
     ]

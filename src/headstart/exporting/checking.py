@@ -48,7 +48,7 @@ def compare_probs(expected: np.ndarray, found: np.ndarray, left_out: Iterable[Im
 
 
 def get_min_agreement(classifier: Classifier) -> float:
-    """Share of the pictures that must keep their class: of networks in 8 bits less, as runtimes round them otherwise."""
+    """Share of the pictures that must keep their class: of networks in 8 bits less, for runtimes round differently."""
     return _MIN_AGREEMENT_8_BITS if b"QuantizeLinear" in classifier.data else _MIN_AGREEMENT
 
 
@@ -93,9 +93,13 @@ def predict_by_both(
         except (OSError, ValueError) as error:  # Pillow, where it alone decodes
             return ImageError("unreadable-there", f"the export cannot read it: {error}", path)
 
-    rows, failures = [], []
+    rows: list[tuple[str, np.ndarray, np.ndarray]] = []
+    failures: list[ImageError] = []
     for done, (_, outcome) in enumerate(map_bounded(run, paths, count_cpus()), start=1):
-        (failures if isinstance(outcome, ImageError) else rows).append(outcome)
+        if isinstance(outcome, ImageError):
+            failures.append(outcome)
+        else:
+            rows.append(outcome)
         progress("comparing with the original", done, len(paths))
     if not rows:
         raise DataError(f"None of the {len(paths):,} pictures to check on can be used. The first: {failures[0]}")

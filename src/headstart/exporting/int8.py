@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from headstart.evaluation import Evaluation
 from headstart.exporting.checking import Agreement, ExportRefused, compare_probs, predict_by_both
 from headstart.exporting.quantization import check_quantizable, count_convs, measure_maps, quantize
 from headstart.exporting.targets import check_file_target
+from headstart.metrics import compute_losses
 from headstart.parallel import Progress
 from headstart.pictures import load_picture
 from headstart.prediction import Classifier, match_classes, select_part
@@ -37,18 +39,12 @@ _LARGE_FIGURES = ("per_class", "confusion_matrix", "classes")
 class Int8Export:
     """What became of a classifier in 8 bits, on the same labelled pictures before and after.
 
-    `loss` is the accuracy before minus that after, with its interval and the p-value of McNemar's exact test;
-    `log_loss_change` the interval of the log loss after minus that before. `num_exact` of `num_convs` convolutions
-    stayed in floats. Sizes are in bytes.
+    `num_exact` of `num_convs` convolutions stayed in floats. Sizes are in bytes.
     """
 
     before: Evaluation
     after: Evaluation
     agreement: Agreement
-    loss: float
-    loss_interval: tuple[float, float]
-    p_value: float
-    log_loss_change: tuple[float, float]
     num_calibration: int
     num_exact: int
     num_convs: int
@@ -58,6 +54,34 @@ class Int8Export:
     @property
     def accuracies(self) -> tuple[float, float]:
         return float(self.before.correct.mean()), float(self.after.correct.mean())
+
+    @property
+    def loss(self) -> float:
+        """Accuracy before minus accuracy after."""
+        return self._only_before / len(self.before.labels) - self._only_after / len(self.before.labels)
+
+    @property
+    def loss_interval(self) -> tuple[float, float]:
+        return paired_difference_interval(self._only_before, self._only_after, len(self.before.labels))
+
+    @property
+    def p_value(self) -> float:
+        """Of McNemar's exact test."""
+        return mcnemar_exact(self.before.correct, self.after.correct)
+
+    @property
+    def log_loss_change(self) -> tuple[float, float]:
+        """The interval of the log loss after minus that before, in nats."""
+        after, before = (compute_losses(each.labels, each.probs) for each in (self.after, self.before))
+        return paired_log_loss_interval(after, before, self.after.probs, self.before.probs)
+
+    @property
+    def _only_before(self) -> int:
+        return int((self.before.correct & ~self.after.correct).sum())
+
+    @property
+    def _only_after(self) -> int:
+        return int((self.after.correct & ~self.before.correct).sum())
 
 
 def export_int8(
@@ -91,8 +115,10 @@ def export_int8(
     check_quantizable(model)
     settings = read_settings(classifier.metadata)
     divided = prepare_dataset(calibration, settings, progress, decisions)
-    tested = _take_test(divided) if test is None else select_part(test)
-    classes = divided.classes if test is None else test.classes
+    if test is None:
+        tested, classes = _take_test(divided), divided.classes
+    else:
+        tested, classes = select_part(test), test.classes
     label_of = match_classes([classes[label] for label in sorted({r.label for r in tested})], classifier.classes)
     rng = np.random.default_rng(settings.seed)
     fitted_on = _draw_calibration(divided, {record.sha256 for record in tested}, rng)
@@ -113,18 +139,18 @@ def export_int8(
     for share in EXACT_SHARES:
         num_exact = round(share * num_convs)
         smaller = _build(classifier, quantize(model, ranges, num_exact), {})
-        before, after, paths, left_out = predict_by_both(
-            classifier, lambda path, pixels, smaller=smaller: smaller.run(pixels), list(labels), progress
+        expected, found, paths, left_out = predict_by_both(classifier, partial(_run, smaller), list(labels), progress)
+        outcome = Int8Export(
+            before=_evaluate(classifier, paths, digests, labels, expected),
+            after=_evaluate(classifier, paths, digests, labels, found),
+            agreement=compare_probs(expected, found, left_out),
+            num_calibration=len(fitted_on),
+            num_exact=num_exact,
+            num_convs=num_convs,
+            size_before=len(classifier.data),
+            size_after=len(smaller.data),
         )
-        agreement = compare_probs(before, after, left_out)
-        evaluations = [
-            Evaluation(
-                classifier.classes, paths, [digests[path] for path in paths], [labels[path] for path in paths], probs
-            )
-            for probs in (before, after)
-        ]
-        outcome = _compare(*evaluations, agreement, len(fitted_on), num_exact, num_convs, classifier, smaller)
-        if outcome.loss <= max_loss and agreement.frac_same_class >= min_agreement:
+        if outcome.loss <= max_loss and outcome.agreement.frac_same_class >= min_agreement:
             break
     _refuse_if_costly(outcome, max_loss, min_agreement)
     write_atomic(target, _describe(classifier, smaller, outcome).data)
@@ -155,35 +181,19 @@ def _build(classifier: Classifier, model: onnx.ModelProto, changes: dict[str, An
     return Classifier(metadata, build_artifact(model, metadata))
 
 
-def _compare(
-    before: Evaluation,
-    after: Evaluation,
-    agreement: Agreement,
-    num_calibration: int,
-    num_exact: int,
-    num_convs: int,
-    classifier: Classifier,
-    smaller: Classifier,
-) -> Int8Export:
-    from headstart.metrics import compute_losses
+def _run(classifier: Classifier, path: str, pixels: np.ndarray) -> np.ndarray:
+    return classifier.run(pixels)
 
-    only_before = int((before.correct & ~after.correct).sum())
-    only_after = int((after.correct & ~before.correct).sum())
-    losses = [compute_losses(each.labels, each.probs) for each in (after, before)]
-    return Int8Export(
-        before=before,
-        after=after,
-        agreement=agreement,
-        loss=(only_before - only_after) / len(before.labels),
-        loss_interval=paired_difference_interval(only_before, only_after, len(before.labels)),
-        p_value=mcnemar_exact(before.correct, after.correct),
-        log_loss_change=paired_log_loss_interval(*losses, after.probs, before.probs),
-        num_calibration=num_calibration,
-        num_exact=num_exact,
-        num_convs=num_convs,
-        size_before=len(classifier.data),
-        size_after=len(smaller.data),
-    )
+
+def _evaluate(
+    classifier: Classifier,
+    paths: Sequence[str],
+    digests: Mapping[str, str],
+    labels: Mapping[str, int],
+    probs: np.ndarray,
+) -> Evaluation:
+    numbers = np.array([labels[path] for path in paths], np.int64)
+    return Evaluation(classifier.classes, tuple(paths), tuple(digests[path] for path in paths), numbers, probs)
 
 
 def _refuse_if_costly(outcome: Int8Export, max_loss: float, min_agreement: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import tempfile
@@ -96,7 +97,7 @@ def _convert(data: bytes, scratch: Path) -> tuple[Any, dict[str, bytes]]:
     """The network compiled from what is to be written, and the bytes of that."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own imports warn
-        import openvino
+        openvino: Any = importlib.import_module("openvino")
     (scratch / "classifier.onnx").write_bytes(data)
     try:
         # Compressed to half precision, its default, weights beyond 65,504 would be infinite.

@@ -1,8 +1,8 @@
 """The convolutions of a classifier in 8 bits, fitted to pictures: weights have a scale for each channel, maps one each.
 
-Written as QuantizeLinear and DequantizeLinear around plain operations (Jacob et al. 2018, https://arxiv.org/abs/
-1712.05877), which any ONNX Runtime can run as they stand and which its optimiser turns into integer arithmetic. Names of
-tensors stay; preprocessing, sums of maps, pooling, head and familiarity stay in floats.
+Written as QuantizeLinear and DequantizeLinear around plain operations (Jacob et al. 2018, arXiv:1712.05877), which any
+ONNX Runtime can run as they stand and which its optimiser turns into integer arithmetic. Names of tensors stay;
+preprocessing, sums of maps, pooling, head and familiarity stay in floats.
 
 Measured against onnxruntime.quantization's static one, whose speed and size it has: half its mean difference of a
 probability, because what rounding the weights adds to every picture alike goes into the biases, and the same results on

@@ -81,5 +81,6 @@ def write_folder(target: Path, contents: Mapping[str, bytes], overwrite: bool) -
         sync_folder(target.absolute().parent)
     except OSError as error:
         raise HeadstartError(
-            f"Cannot write {show_path(str(target))}: {error.strerror or error}. Choose another place, or make room there."
+            f"Cannot write {show_path(str(target))}: {error.strerror or error}. "
+            "Choose another place, or make room there."
         ) from error
