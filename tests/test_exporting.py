@@ -281,7 +281,7 @@ def test_a_folder_is_replaced_only_when_asked_and_only_an_export(tmp_path: Path)
     assert (target / "a").read_bytes() == b"3"
     (target / "mine.txt").write_text("precious")
     with pytest.raises(ConfigError, match=r"holds mine\.txt"):
-        targets.write_folder(target, {"a": b"5"}, overwrite=True)
+        targets.write_folder(target, {"a": b"5", "b": b"6"}, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
