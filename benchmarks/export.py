@@ -49,7 +49,9 @@ def main() -> None:
     results = {}
     with work_folder() as folder:
         for model, source in zip(given.pairs[::2], given.pairs[1::2], strict=True):
-            results[Path(source).name] = measure_one(headstart.load(model), source, folder, given.most)
+            place = folder / Path(source).name
+            place.mkdir()
+            results[place.name] = measure_one(headstart.load(model), source, place, given.most)
     report({"openvino": list_versions("openvino")["openvino"], "collections": results})
     for name, rows in results.items():
         print_table(name, rows)

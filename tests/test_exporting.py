@@ -264,7 +264,7 @@ def test_without_openvino_the_package_is_named(
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     done = run_command("export", trained.file, tmp_path / "ov", "--to", "openvino", "--check-on", others)
     assert done.code == 2
-    assert "pip install openvino" in done.stderr
+    assert "pip install 'headstart[openvino]'" in done.stderr
 
 
 # Targets

@@ -20,7 +20,7 @@ from tiny_models import TINY_FAMILIARITY, add_tiny_familiarity, make_tiny_classi
 import headstart
 from headstart import ImageError
 from headstart.artifact import build_artifact, parse_artifact
-from headstart.predictions_output import write_predictions
+from headstart.predictions_output import Doubts, Layout, write_rows
 
 
 @pytest.fixture
@@ -289,7 +289,8 @@ def test_familiarity_in_every_format(
 
     def write(format: str, **options: Any) -> Path:
         target = tmp_path / f"answers.{format}"
-        assert write_predictions(classifier, paths, format, target, **options) == 1
+        rows = zip(paths, classifier.predict_each(paths), strict=True)
+        write_rows(target, rows, Layout(format, classifier.classes, Doubts(**options)))
         return target
 
     rows = list(csv.DictReader(write("csv").read_text().splitlines()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headstart import __version__, cli_export, cli_insight, cli_review, cli_torch, cli_train
+from headstart import __version__, cli_export, cli_insight, cli_predict, cli_review, cli_serve, cli_torch, cli_train
 from headstart._files import show_path
 from headstart.backbones.catalog import DEFAULT_BACKBONE
 from headstart.cli_options import (
@@ -22,13 +22,11 @@ from headstart.cli_options import (
     SourceArgument,
     UnsignedOption,
     check_evaluation_folder,
-    check_folder_of,
-    check_pyarrow,
     resolve_source,
     scan_hashed,
     stop,
 )
-from headstart.errors import ConfigError, HeadstartError
+from headstart.errors import HeadstartError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +42,7 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="Look at the cache of features, or clear it.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
-for command in (cli_train.train, cli_torch.finetune, cli_torch.augment, cli_torch.recipe):
+for command in (cli_train.train, cli_torch.finetune, cli_torch.augment, cli_torch.recipe, cli_predict.predict):
     app.command()(command)
 for command in (
     cli_insight.report,
@@ -54,6 +52,7 @@ for command in (
     cli_insight.explain,
     cli_review.review,
     cli_export.export,
+    cli_serve.serve,
 ):
     app.command()(command)
 
@@ -116,58 +115,6 @@ def _set_up(
 
     # Our own words only: Pillow logs what it thinks of damaged pictures, and the verdict on them says it better.
     logging.getLogger("headstart").addHandler(logging.StreamHandler())
-
-
-@app.command()
-def predict(
-    model: ModelArgument,
-    pictures: Annotated[list[str], typer.Argument(help="Pictures, or folders with pictures in them.")],
-    format: Annotated[str, typer.Option(help="table, csv, jsonl or parquet.")] = "table",
-    output: Annotated[Path | None, typer.Option(help="File to write instead of the screen.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show for a picture (table, jsonl).")] = 1,
-    unknown_below: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Mark less familiar pictures; about this share of good ones is lost."),
-    ] = 0.01,
-    follow_links: LinksOption = False,
-    allow_unsigned: UnsignedOption = False,
-) -> None:
-    """Say what pictures show. Pictures that cannot be read are listed and counted; exit code 1 if none could."""
-    from headstart.prediction import load
-    from headstart.predictions_output import FORMATS, write_predictions
-
-    if format not in FORMATS:
-        raise ConfigError(f"--format is {show_path(format)}. Expected one of {', '.join(FORMATS)}.")
-    if format == "parquet" and output is None:
-        raise ConfigError("--format parquet needs --output FILE: it is not for a screen.")
-    if format == "parquet":
-        check_pyarrow("--format parquet")
-    if output is not None:
-        check_folder_of(output)
-        if output.is_dir():
-            raise ConfigError(f"--output {show_path(str(output))} is a folder. Name a file to write.")
-    from headstart.dataset import list_images
-
-    paths, problems = list_images(pictures, follow_links=follow_links)
-    if output is not None and output.exists():
-        for path in (str(model), *paths):
-            if os.path.exists(path) and os.path.samefile(path, output):
-                raise ConfigError(
-                    f"--output {show_path(path)} is also an input, and is not replaced. Name another file."
-                )
-    classifier = load(model, allow_unsigned=allow_unsigned)
-    _print_passed_over(problems)
-    try:
-        num_failed = write_predictions(classifier, paths, format, output, top, unknown_below)
-    except KeyboardInterrupt:
-        raise stop("Nothing was written." if output else "") from None
-    if num_failed:
-        print(
-            f"{_count_pictures(len(paths))} = {len(paths) - num_failed:,} predicted + {num_failed:,} not usable",
-            file=sys.stderr,
-        )
-    if num_failed == len(paths):
-        raise typer.Exit(1)
 
 
 def _print_passed_over(problems: Sequence[Problem]) -> None:

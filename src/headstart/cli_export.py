@@ -84,10 +84,13 @@ def export(
                     max_loss=max_loss / 100, min_agreement=min_agreement / 100, **common,
                 )  # fmt: skip
             elif to == "card":
-                lines = _write_card(classifier, output, overwrite)
+                lines = _write_card(classifier, model.stem, output, overwrite)
             else:
                 paths = _list_pictures(check_on or [], output, follow_links)
-                lines = _export(to, classifier, output, paths, input_type, overwrite, progress)
+                if to == "browser":
+                    lines = _export_browser(classifier, model.stem, output, paths, overwrite, progress)
+                else:
+                    lines = _export(to, classifier, output, paths, input_type, overwrite, progress)
     except KeyboardInterrupt:
         raise stop("Nothing was written.") from None
     except ExportRefused as refusal:
@@ -126,12 +129,10 @@ def _export(
         from headstart.exporting.openvino_folder import export_openvino
 
         agreement = export_openvino(classifier, output, paths, overwrite=overwrite, progress=progress)
-    elif to == "runner":
+    else:
         from headstart.exporting.runner import export_runner
 
         agreement = export_runner(classifier, output, paths, overwrite=overwrite, progress=progress)
-    else:
-        return _export_browser(classifier, output, paths, overwrite, progress)
     return _render_agreement(agreement)
 
 
@@ -149,14 +150,14 @@ def _print_left_out(failures: Sequence[ImageError]) -> None:
 
 
 def _export_browser(
-    classifier: Any, output: Path, paths: Sequence[str], overwrite: bool, progress: Progress
+    classifier: Any, name: str, output: Path, paths: Sequence[str], overwrite: bool, progress: Progress
 ) -> list[str]:
     from headstart.exporting.browser import export_browser
     from headstart.exporting.checking import pick_evenly
 
     _check_absent(output, overwrite)
     progress("comparing with the original", 0, 0)
-    done = export_browser(classifier, output, pictures=pick_evenly(paths))
+    done = export_browser(classifier, output, pictures=pick_evenly(paths), title=name)
     if not done.num_checked:
         return ["not compared on pictures: there is no node here to run the page's runtime"]
     return [
@@ -165,11 +166,11 @@ def _export_browser(
     ]
 
 
-def _write_card(classifier: Any, output: Path, overwrite: bool) -> list[str]:
+def _write_card(classifier: Any, name: str, output: Path, overwrite: bool) -> list[str]:
     from headstart.exporting.model_card import write_model_card
 
     _check_absent(output, overwrite)
-    write_model_card(classifier, output)
+    write_model_card(classifier, output, title=name)
     return []
 
 

@@ -6,6 +6,7 @@ import ctypes
 import io
 import json
 import logging
+import re
 import struct
 import threading
 import warnings
@@ -63,6 +64,11 @@ _ORIENTATIONS = {
 }
 _REFUSED_MODES = {"F": "32-bit float", "I": "32-bit or signed integer", "LAB": "LAB colour"}
 _TRAILING_BYTES = 1000  # fewer after the end of a picture are not worth a note
+
+_USUAL_SCANS = 32
+_MAX_SCANNED_PIXELS = 2 * 10**9  # take 0.8 s
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")  # of a JPEG; with those left out no length follows
+_COMPOSITE_PIXELS = 2**21
 
 _this_thread = threading.local()
 
@@ -131,7 +137,7 @@ def decode_image(data: bytes, *, min_side_px: int | None = None, limits: DecodeL
     16 bits become 8 by value / 257, transparent parts are laid on white, CMYK is converted without its profile. With
     `min_side_px` a JPEG may come at 1/2, 1/4 or 1/8 of its size, its short side never under that many pixels.
     May be called from several threads. Raises ImageError `empty`, `too-large`, `not-an-image`, `unsupported-format`,
-    `too-many-pixels`, `unsupported-pixels`, `truncated`, `damaged` or `too-much-memory`.
+    `too-many-pixels`, `unsupported-pixels`, `truncated`, `damaged`, `too-slow` or `too-much-memory`.
     """
     check_length(len(data), limits)
     format = sniff_format(data[:1024])
@@ -200,6 +206,8 @@ def _decode(format: str, data: bytes, min_side_px: int | None, limits: DecodeLim
     if isinstance(image, PngImagePlugin.PngImageFile):
         _scale_png_transparency(image, bit_depth=data[24])
     pixels_at = image.tile[0].offset if format == "GIF" and image.tile else stream.tell()
+    if format == "JPEG":
+        _check_scans(data, pixels_at, full_size)
     if isinstance(image, JpegImagePlugin.JpegImageFile) and min_side_px and min(full_size) >= 2 * min_side_px:
         image.draft(None, (min_side_px, min_side_px))
     is_scaled = image.size != full_size
@@ -223,6 +231,26 @@ def _decode(format: str, data: bytes, min_side_px: int | None, limits: DecodeLim
     dhash, is_one_colour = _hash_pixels(rgb)
     facts = ImageFacts(format, width, height, tuple(notes), dhash, is_one_colour)
     return DecodedImage(np.asarray(rgb), facts)
+
+
+def _check_scans(data: bytes, pixels_at: int, size: tuple[int, int]) -> None:
+    """Refuse a JPEG of very many scans: each is a pass over all pixels, whatever scale is asked for.
+
+    A file of 0.5 MB can hold 1,000 of 64 megapixels, which take 25 s; usual ones have 1 or about 10.
+    """
+    most = max(_USUAL_SCANS, _MAX_SCANNED_PIXELS // (size[0] * size[1]))
+    if 1 + data.count(b"\xff\xda", pixels_at) <= most:
+        return
+    # What looks like scans may be other data, such as a film after the picture: walk from marker to marker.
+    num_scans, at = 1, pixels_at
+    while num_scans <= most and (found := _MARKER.search(data, at)):
+        at = found.end()
+        if found[1] == b"\xd9":
+            return
+        num_scans += found[1] == b"\xda"
+        at += int.from_bytes(data[at : at + 2], "big")
+    if num_scans > most:
+        raise ImageError("too-slow", f"more than {most} scans of {size[0]} x {size[1]} pixels. Save it again as JPEG")
 
 
 def _check_end(format: str, image: PIL.Image.Image, data: bytes, pixels_at: int) -> list[str]:
@@ -373,10 +401,20 @@ def _to_rgb(image: PIL.Image.Image, what: str = "image") -> PIL.Image.Image:
     if image.has_transparency_data:
         if image.mode in ("La", "PA"):
             image = image.convert("LA" if image.mode == "La" else "RGBA")
-        white = PIL.Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        return white.convert("RGB")
+        return _lay_on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _lay_on_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    """In strips: Pillow lets no other thread run meanwhile, and a large picture takes it half a second."""
+    opaque = PIL.Image.new("RGB", image.size)
+    step = max(1, _COMPOSITE_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        strip = image.crop((0, top, image.width, min(top + step, image.height))).convert("RGBA")
+        white = PIL.Image.new("RGBA", strip.size, "white")
+        white.alpha_composite(strip)
+        opaque.paste(white.convert("RGB"), (0, top))
+    return opaque
 
 
 def _to_8_bits(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:

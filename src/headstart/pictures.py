@@ -11,7 +11,7 @@ import numpy as np
 from headstart._files import compute_sha256
 from headstart.decode import DecodedImage, convert_pixels, decode_image, describe_pixels
 from headstart.errors import ImageError
-from headstart.image_files import read_image_file
+from headstart.image_files import DEFAULT_LIMITS, DecodeLimits, read_image_file
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -35,17 +35,22 @@ def hash_source(source: PictureSource) -> str:
     return hashlib.sha256(f"pixels {pixels.shape} ".encode() + pixels.tobytes()).hexdigest()
 
 
-def load_picture(source: PictureSource, sha256: str | None = None, min_side_px: int | None = None) -> DecodedImage:
+def load_picture(
+    source: PictureSource,
+    sha256: str | None = None,
+    min_side_px: int | None = None,
+    limits: DecodeLimits = DEFAULT_LIMITS,
+) -> DecodedImage:
     """Read and decode. Raises ImageError, `changed-while-reading` where a file is no longer the one with that SHA-256.
 
     `min_side_px` allows a large JPEG to come at a reduced scale (see decode_image).
     """
     if isinstance(source, (str, os.PathLike)):
-        data = read_image_file(source)
+        data = read_image_file(source, limits)
         if sha256 is not None and compute_sha256(data) != sha256:
             raise ImageError("changed-while-reading", "the file changed during the run (run again)", os.fspath(source))
-        return decode_image(data, min_side_px=min_side_px)
+        return decode_image(data, min_side_px=min_side_px, limits=limits)
     if isinstance(source, bytes):
-        return decode_image(source, min_side_px=min_side_px)
+        return decode_image(source, min_side_px=min_side_px, limits=limits)
     pixels = convert_pixels(source)
     return DecodedImage(pixels, describe_pixels(pixels))

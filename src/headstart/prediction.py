@@ -13,6 +13,7 @@ import numpy as np
 from headstart._files import compute_sha256, show_path, write_atomic
 from headstart.artifact import ArtifactMetadata, create_session, parse_artifact, read_artifact
 from headstart.errors import ArtifactError, ConfigError, DataError, ImageError, raise_all, suggest
+from headstart.image_files import DEFAULT_LIMITS, DecodeLimits
 from headstart.parallel import count_cpus, map_bounded
 from headstart.pictures import PictureSource, load_picture, name_source
 
@@ -120,24 +121,37 @@ class Classifier:
         from headstart.execution import open_device
 
         size = self.metadata.preprocess.get("input_size_px")
-        # A foreign file does not say its input size, so its pictures are never decoded at a reduced scale.
-        min_side_px = 2 * size if size else None
         runner = open_device(self.data, size) if size and _are_many(pictures) else None
         num_threads = num_threads or (runner.num_threads if runner else count_cpus())
-
-        def run(source: PictureSource) -> tuple[np.ndarray, float | None]:
-            pixels = load_picture(source, None, min_side_px).pixels
-            return _read_outputs(runner.run(pixels)) if runner else self.run_all(pixels)
 
         def predict_one(item: tuple[int, PictureSource]) -> Prediction | ImageError:
             name = name_source(item[1], item[0])
             try:
-                return Prediction(name, self.classes, *run(item[1]))
+                if runner is None:
+                    return self.predict_one(item[1], name)
+                outputs = runner.run(load_picture(item[1], None, self._min_side_px).pixels)
+                return Prediction(name, self.classes, *_read_outputs(outputs))
             except ImageError as error:
                 return error.at(name)
 
         for _, outcome in map_bounded(predict_one, enumerate(pictures), num_threads):
             yield outcome
+
+    def predict_one(
+        self, picture: PictureSource, name: str = "picture 0", limits: DecodeLimits = DEFAULT_LIMITS
+    ) -> Prediction:
+        """The Prediction for one picture, on the processor and in the calling thread. Raises ImageError.
+
+        What `predict` gives too, bit for bit; `limits` may be stricter for pictures of strangers.
+        """
+        pixels = load_picture(picture, None, self._min_side_px, limits).pixels
+        return Prediction(name, self.classes, *self.run_all(pixels))
+
+    @property
+    def _min_side_px(self) -> int | None:
+        """The reduced scale at which a JPEG may be decoded; a foreign file does not say its input size, so never."""
+        size = self.metadata.preprocess.get("input_size_px")
+        return 2 * size if size else None
 
     def evaluate(self, source: Any, *, labels: Any = None, split: str | None = None, **options: Any) -> Evaluation:
         """Predict the labelled pictures of `source` (anything that `scan_dataset` takes) and keep a row for each.

@@ -72,7 +72,9 @@ def export_openvino(
     holds something else, ExportRefused where the classes differ on more than 0.1 % of the pictures.
     """
     if find_spec("openvino") is None:
-        raise MissingDependencyError("--to openvino needs openvino. Install it with: pip install openvino")
+        raise MissingDependencyError(
+            "--to openvino needs openvino. Install the extra: pip install 'headstart[openvino]'"
+        )
     target = Path(folder)
     check_folder_target(target, _NAMES, overwrite)
     model = build_batch_model(classifier)

@@ -75,14 +75,16 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """A candidate of the last round on `num_components` a layer, and its logits (P, n, K) from the first way's folds.
+    """A candidate of the last round on `num_components` a layer.
 
-    These are kept only while they are few.
+    `fits` (P, F, D + 1, K) are those of the first way's folds, `logits` (P, n, K) what they give; the latter are kept
+    only while they are few.
     """
 
     result: Result
     inputs: np.ndarray
     num_components: int
+    fits: np.ndarray
     logits: np.ndarray | None
 
 
@@ -138,9 +140,10 @@ def compare(
     """A candidate by the fits that count, on `count` components a layer, within bounds."""
     count = min(MAX_COMPONENTS, max(MIN_COMPONENTS, count))
     inputs = np.concatenate([blocks[pooled][1][:, :count] for pooled in layers], axis=1)
-    logits = predict_out_of_fold(inputs, table.sample, penalties, table.fit)
+    logits, fits = predict_out_of_fold(inputs, table.sample, penalties, table.fit)
     kept = logits[0].copy() if logits[0].size <= _MAX_KEPT_LOGITS else None
-    return Compared(judge(layers, penalties, logits, table.sample.labels), inputs, count, kept)
+    first = fits[:, : len(np.unique(table.sample.folds[0]))].copy()
+    return Compared(judge(layers, penalties, logits, table.sample.labels), inputs, count, first, kept)
 
 
 def refine(table: Table, compared: Compared, penalties: Sequence[float]) -> Compared:
@@ -151,13 +154,14 @@ def refine(table: Table, compared: Compared, penalties: Sequence[float]) -> Comp
     missing = tuple(penalty for penalty in tried if penalty not in known.penalties)
     if not missing:
         return compared
-    logits = predict_out_of_fold(compared.inputs, table.sample, missing, table.fit)
+    logits, fits = predict_out_of_fold(compared.inputs, table.sample, missing, table.fit)
     more = judge(known.layers, missing, logits, table.sample.labels)
     order = [(known.penalties + missing).index(penalty) for penalty in tried]
     errors, losses = np.concatenate([known.errors, more.errors]), np.concatenate([known.losses, more.losses])
     result = Result(known.layers, tried, errors[order], losses[order])
     kept = None if compared.logits is None else np.concatenate([compared.logits, logits[0]])[order]
-    return Compared(result, compared.inputs, compared.num_components, kept)
+    together = np.concatenate([compared.fits, fits[:, : compared.fits.shape[1]]])[order]
+    return Compared(result, compared.inputs, compared.num_components, together, kept)
 
 
 def is_decided(screened: Sequence[Result], layout: FeatureLayout) -> bool:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from headstart.calibration import fit_temperature_to_part
 from headstart.graph import PooledLayer
 
-Fitter = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
-"""`fit_logistic`, or another that takes and gives the same."""
+
+class Fitter(Protocol):
+    """`fit_logistic`, or another that takes and gives the same."""
+
+    def __call__(
+        self,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        penalties: np.ndarray,
+        num_classes: int,
+        tolerance: float = ...,
+        *,
+        start: np.ndarray | None = None,
+    ) -> np.ndarray: ...
+
 
 # Logits that set a temperature, so that the time does not grow with many classes.
 _MAX_TEMPERATURE_NUMBERS = 2**18
@@ -84,10 +99,12 @@ def judge(
     return Result(layers, tuple(penalties), errors, means)
 
 
-def predict_out_of_fold(inputs: np.ndarray, sample: Sample, penalties: Sequence[float], fit: Fitter) -> np.ndarray:
+def predict_out_of_fold(
+    inputs: np.ndarray, sample: Sample, penalties: Sequence[float], fit: Fitter
+) -> tuple[np.ndarray, np.ndarray]:
     """Logits float32 (R, P, n, K) of each picture from the fit that left its fold out; `inputs` float32 (n, D).
 
-    The fits of all folds and penalties are solved together.
+    Also the fits (P, F, D + 1, K) of the F folds of all ways, which are solved together.
     """
     held_out = [[folds == fold for fold in np.unique(folds)] for folds in sample.folds]
     weights = np.stack([sample.weigh(~held) for each in held_out for held in each])
@@ -103,7 +120,7 @@ def predict_out_of_fold(inputs: np.ndarray, sample: Sample, penalties: Sequence[
                 coef = fits[penalty, number]
                 logits[way, penalty, held] = inputs[held] @ coef[:-1] + coef[-1]
             number += 1
-    return logits
+    return logits, fits
 
 
 def predict_by_least_squares(inputs: np.ndarray, sample: Sample, penalties: Sequence[float]) -> np.ndarray:

@@ -29,6 +29,8 @@ _MAX_HALVINGS = 20
 _SUFFICIENT_DECREASE = 1e-4
 # float32 sums over the rows repeat to about this share; a smaller decrease cannot be told from none.
 _OBJECTIVE_NOISE = 2e-7
+# Below it the tolerance shrinks with the root of the penalty.
+_WEAK_PENALTY = 0.1
 # Logits at a time, float32: 1 MiB stays in a core's own cache between the passes over it.
 _MAX_LOGITS = 2**18
 _MIN_ROWS_AT_ONCE = 128
@@ -66,12 +68,16 @@ def fit_logistic(
     penalties: np.ndarray,
     num_classes: int,
     tolerance: float = 1e-3,
+    *,
+    start: np.ndarray | None = None,
 ) -> np.ndarray:
     """Solve B problems on the same rows: float32 (B, R + 1, K), the last row of each the intercepts.
 
     `rows` float32 (N, R) with columns of mean about 0; `labels` int64 (N,) below K; `weights` float32 (B, N), each row
     summing to 1, 0 for a row that the problem leaves out; `penalties` (B,) above 0. A problem is solved when no entry
-    of its scaled gradient exceeds `tolerance` times the largest at the start.
+    of its scaled gradient exceeds `tolerance` times the largest at the start, or less under a weak penalty: by strong
+    convexity what remains of the objective is at most the squared gradient over twice the penalty. `start` are near
+    solutions in the form of the result; without it all begin at 0.
     """
     numbers_per_problem = 2 * (_HISTORY + 2) * (rows.shape[1] + 1) * num_classes
     count = max(1, _MAX_HISTORY // numbers_per_problem)
@@ -80,13 +86,20 @@ def fit_logistic(
     parts = [slice(start, start + count) for start in range(0, len(penalties), count)]
 
     def fit_part(part: slice) -> np.ndarray:
-        return _fit_together(rows, labels, weights[part], penalties[part], num_classes, tolerance)
+        near = None if start is None else start[part]
+        return _fit_together(rows, labels, weights[part], penalties[part], num_classes, tolerance, near)
 
     return np.concatenate([fitted for _, fitted in map_bounded(fit_part, parts, min(2, count_cpus()))])
 
 
 def _fit_together(
-    rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, penalties: np.ndarray, num_classes: int, tolerance: float
+    rows: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    penalties: np.ndarray,
+    num_classes: int,
+    tolerance: float,
+    start: np.ndarray | None,
 ) -> np.ndarray:
     # Of two classes one vector is fitted, the difference of theirs: half the work, and the same solution.
     num_vectors = 1 if num_classes == 2 else num_classes
@@ -101,11 +114,14 @@ def _fit_together(
     solution = np.zeros((len(penalties), rows.shape[1] + 1, num_vectors), np.float32)
     everything = np.arange(len(penalties))
     batch = _Batch(everything, solution.copy(), *evaluate(solution, everything), [], [], [])
-    at_start = np.abs(batch.gradient).max(axis=(1, 2))
+    goal = tolerance * np.sqrt(np.minimum(1, penalties / _WEAK_PENALTY)) * np.abs(batch.gradient).max(axis=(1, 2))
+    if start is not None:
+        solution = scale * (start[:, :, 1:] - start[:, :, :1] if num_vectors == 1 else start)
+        batch = _Batch(everything, solution.copy(), *evaluate(solution, everything), [], [], [])
     for _ in range(_MAX_ITERATIONS):
         stuck = _step(batch, evaluate)
         solution[batch.problems] = batch.params
-        solved = np.abs(batch.gradient).max(axis=(1, 2)) <= tolerance * at_start[batch.problems]
+        solved = np.abs(batch.gradient).max(axis=(1, 2)) <= goal[batch.problems]
         batch.keep(~(solved | stuck))
         if not len(batch.problems):
             break

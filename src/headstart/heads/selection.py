@@ -48,6 +48,8 @@ _FINALISTS = 5
 # Where a comparison could afford fewer components a layer, as with 100 classes, there are only two.
 _ENOUGH_COMPONENTS = 16
 _CHOICE_ROWS = 3000
+# Of fits where there are more pictures than are compared on: a quarter less time, no visible loss on CIFAR-10.
+_MANY_TOLERANCE = 3e-3
 # The projected training pictures of the final fit, float32: 128 MiB. Beyond, fewer components are kept.
 _MAX_FIT_NUMBERS = 2**25
 # Numbers to multiply once for each iteration of the final fit. Fewer components are kept from 500 classes or so on.
@@ -127,6 +129,8 @@ def select_head(
     rows = np.empty((len(part), layout.num_features), np.float16)
     for start in range(0, len(part), _ROWS_PER_READ):
         rows[start : start + _ROWS_PER_READ] = read_rows(part[start : start + _ROWS_PER_READ])
+    if len(part) < len(labels):
+        fit = functools.partial(fit, tolerance=_MANY_TOLERANCE)
     table = Table(rows, layout, sample.take(part), fit)
     problem = _Problem(read_rows, sample, table, rng)
     # Threads inside the matrix products would wait for each other, and sums depend on their number: blocks, candidates
@@ -181,6 +185,7 @@ def _select(
     compared = [first] if first else []
     if compared and not screened:
         step(1, len(others) + 1)
+    others.sort(key=len, reverse=True)  # what takes longest first, so that no thread is left with it at the end
     for _, each in map_bounded(lambda layers: compare(table, layers, blocks, count, coarse), others, count_cpus()):
         compared.append(each)
         step(len(compared), len(others) + 1)
@@ -234,7 +239,8 @@ def _fit_final(
     else:
         inputs = _project(problem, layers, projections)
         weights = np.concatenate([*(sample.weigh(~held)[None] for held in held_out), everything])
-        fits = fit(inputs, sample.labels, weights, np.full(len(weights), strength), sample.num_classes)
+        near = _start_from(compared, penalty, [blocks[pooled][1].shape[1] for pooled in layers], count)
+        fits = fit(inputs, sample.labels, weights, np.full(len(weights), strength), sample.num_classes, start=near)
         logits = np.empty((num_images, sample.num_classes), np.float32)
         for held, each in zip(held_out, fits, strict=False):
             logits[held] = inputs[held] @ each[:-1] + each[-1]
@@ -244,6 +250,26 @@ def _fit_final(
         part = slice(start, start + _ROWS_PER_READ)
         logits[part] = apply_temperature(logits[part], temperature)
     return _merge(layers, projections, last, strength, temperature), logits
+
+
+def _start_from(compared: Compared, penalty: int, most: Sequence[int], count: int) -> np.ndarray:
+    """The fits of the comparison as near solutions (F + 1, D + 1, K) on at most `count` components a layer.
+
+    The comparison had the leading ones of the same components, of which there are `most`. The last, for all pictures,
+    is the mean of the folds'.
+    """
+    fits = compared.fits[penalty]
+    widths = [min(count, width) for width in most]
+    starts = np.zeros((len(fits) + 1, sum(widths) + 1, fits.shape[2]), np.float32)
+    source = target = 0
+    for width, available in zip(widths, most, strict=True):
+        tried = min(compared.num_components, available)
+        shared = min(tried, width)
+        starts[:-1, target : target + shared] = fits[:, source : source + shared]
+        source, target = source + tried, target + width
+    starts[:-1, -1] = fits[:, -1]
+    starts[-1] = starts[:-1].mean(axis=0)
+    return starts
 
 
 def _project(problem: _Problem, layers: tuple[PooledLayer, ...], projections: Sequence[Projection]) -> np.ndarray:

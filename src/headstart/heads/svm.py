@@ -18,7 +18,6 @@ SVM_PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3)
 
 # liblinear punishes the intercept too; as the coefficient of a large column it costs next to nothing.
 _INTERCEPT_COLUMN = 10.0
-_TOLERANCE = 1e-3
 # Newton steps: 3 to 30 are taken, so that scikit-learn never has to warn of too few.
 _MAX_ITERATIONS = 10_000
 
@@ -58,9 +57,18 @@ def select_svm(
 
 
 def fit_svm(
-    rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, penalties: np.ndarray, num_classes: int
+    rows: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    penalties: np.ndarray,
+    num_classes: int,
+    tolerance: float = 1e-3,
+    *,
+    start: np.ndarray | None = None,
 ) -> np.ndarray:
     """One class against the rest with squared hinge loss; arguments and result as of `fit_logistic`.
+
+    `start` changes nothing: liblinear begins where it does.
 
     A class k of problem b minimises, over the rows with s_i = 1 where the label is k and -1 elsewhere,
 
@@ -83,7 +91,7 @@ def fit_svm(
                 continue
             # The primal: its Newton method draws nothing at random and is not slow where the penalty is weak.
             model = LinearSVC(
-                dual=False, C=1 / penalties[problem], fit_intercept=False, tol=_TOLERANCE, max_iter=_MAX_ITERATIONS
+                dual=False, C=1 / penalties[problem], fit_intercept=False, tol=tolerance, max_iter=_MAX_ITERATIONS
             )
             fit[:, label] = model.fit(part, is_label, sample_weight=part_weights).coef_[0]
         if num_classes == 2:

@@ -120,7 +120,7 @@ def open_subject(
     progress("finding pictures", 0, 0)
     dataset = prepare_dataset(scan_dataset(source, **options), settings, progress, decisions)
     dataset = _number_classes(dataset, classifier.classes)
-    extractor = _open_extractor(classifier, settings)
+    extractor = open_extractor(classifier, settings)
     data, extraction = extract_dataset(dataset, extractor, cache, progress)
     records = {name: [record for record in data.dataset.records if record.split == name] for name in SPLITS}
     head = read_head(classifier.metadata, classifier.data)
@@ -148,7 +148,7 @@ def open_trained(
     network sees the pictures that only the one before it has seen."""
     record: Any = classifier.training
     settings, dataset = record.settings, record.report.dataset
-    extractor = getattr(record, "extractor", None) or _open_extractor(classifier, settings)
+    extractor = getattr(record, "extractor", None) or open_extractor(classifier, settings)
     records = {name: [each for each in dataset.records if each.split == name] for name in SPLITS}
     digests = {each.sha256 for each in dataset.records}
     if digests - cache.find_features(cache.get_recipe(extractor.recipe_key, extractor.name), digests):
@@ -179,7 +179,7 @@ def _number_classes(dataset: ImageDataset, classes: tuple[str, ...]) -> ImageDat
     return replace(dataset, classes=classes, records=records)
 
 
-def _open_extractor(classifier: Classifier, settings: TrainSettings) -> Extractor:
+def open_extractor(classifier: Classifier, settings: TrainSettings) -> Extractor:
     """The one of the training, whose features are cached, where its network can be had; else the file's own."""
     backbone = _load_same(classifier, settings)
     if backbone is not None:

@@ -1,0 +1,1 @@
+"""`headstart serve`: classifiers behind HTTP. Needs the extra `serve`; imports neither torch nor scikit-learn."""
