@@ -279,6 +279,8 @@ def test_a_folder_is_replaced_only_when_asked_and_only_an_export(tmp_path: Path)
     assert snapshot(target) == before
     targets.write_folder(target, {"a": b"3", "b": b"4"}, overwrite=True)
     assert (target / "a").read_bytes() == b"3"
+    (target / "__pycache__").mkdir()  # by a script that ran there
+    targets.write_folder(target, {"a": b"3", "b": b"4"}, overwrite=True)
     (target / "mine.txt").write_text("precious")
     with pytest.raises(ConfigError, match=r"holds mine\.txt"):
         targets.write_folder(target, {"a": b"5", "b": b"6"}, overwrite=True)

@@ -32,7 +32,7 @@ def check_folder_target(target: Path, names: set[str], overwrite: bool) -> None:
         return
     if not target.is_dir() or target.is_symlink():
         raise ConfigError(f"{shown} is not a folder. Name a folder to write.")
-    if others := sorted(set(os.listdir(target)) - names):
+    if others := sorted(set(os.listdir(target)) - names - {"__pycache__"}):  # Python's, of the scripts there
         raise ConfigError(
             f"{shown} holds {show_path(others[0])}, which is not of such an export, so it is not replaced. "
             "Name another folder."
