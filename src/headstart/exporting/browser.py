@@ -1,0 +1,251 @@
+"""A folder with a page that runs the classifier wholly in the browser, by onnxruntime-web."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart._files import compute_sha256, show_path, write_atomic
+from headstart.errors import ConfigError, HeadstartError, ImageError
+from headstart.exporting.browser_runtime import ONNXRUNTIME_WEB, find_program, get_runtime
+from headstart.pictures import PictureSource, load_picture
+from headstart.prediction import Classifier
+
+MIN_AGREEMENT_FRAC = 0.999
+"""Share of the pictures whose most probable class must be the original's."""
+TOLERANCE = 0.02
+"""The page refuses to work where it computes a probability of its known picture that is further off than this."""
+_KNOWN_SIZE = 97, 131
+_PAGE_FILES = ("index.html", "page.css", "page.js", "worker.js", "offline.js")
+_NODE_TIMEOUT_S = 3600
+
+
+@dataclass(frozen=True)
+class BrowserExport:
+    """What was written: the names with their sizes in bytes, and how the check on pictures went.
+
+    Of `num_checked` pictures onnxruntime-web, run by node, gave `num_same_class` the original's class; the largest
+    difference of a probability was `worst_difference`. `num_checked` is 0 where there is no node or no picture.
+    """
+
+    folder: Path
+    sizes_bytes: dict[str, int]
+    num_checked: int
+    num_same_class: int
+    worst_difference: float
+
+
+def export_browser(
+    classifier: Classifier,
+    folder: str | os.PathLike[str],
+    *,
+    pictures: Sequence[PictureSource] = (),
+    title: str | None = None,
+    unknown_below: float = 0.01,
+    runtime: str | os.PathLike[str] | None = None,
+) -> BrowserExport:
+    """Write the page for `classifier` into `folder`, to be served as it is by any web server.
+
+    The classifier is first run by onnxruntime-web on `pictures` where node is installed; those that cannot be read are
+    passed over. In every browser the page itself compares one known picture before it takes others. `runtime` is the
+    folder of an unpacked onnxruntime-web; without it npm fetches that package once. Pictures with a familiarity below
+    `unknown_below` are shown as perhaps none of the classes.
+
+    An earlier page in `folder` is replaced. Raises ConfigError where other files of these names are in the way,
+    HeadstartError where the classes differ on more than 0.1 % of the pictures or the runtime cannot be had; nothing is
+    written then.
+    """
+    if not 0 <= unknown_below <= 1:
+        raise ConfigError(f"unknown_below is {unknown_below}; expected a share from 0 to 1, such as 0.01.")
+    target = Path(folder)
+    script, wasm = get_runtime(runtime)
+    settings = {
+        "title": title or "Picture classifier",
+        "labels": list(classifier.classes),
+        "min_side_px": 2 * classifier.metadata.preprocess.get("input_size_px", 0),
+        "unknown_below": unknown_below,
+        "model_sha256": classifier.sha256,
+        "check": _compute_check(classifier),
+    }
+    contents = {
+        "model.onnx": classifier.data,
+        "onnxruntime-web.js": script,
+        "onnxruntime-web.wasm": wasm,
+        "settings.json": json.dumps(settings, ensure_ascii=False, indent=1).encode(),
+        **{name: _read_page_file(name) for name in _PAGE_FILES},
+    }
+    version = compute_sha256("".join(compute_sha256(data) for data in contents.values()).encode())[:16]
+    contents["offline.js"] = contents["offline.js"].replace(b"@VERSION@", version.encode())
+    _check_place(target, contents)
+    agreement = _check_by_node(classifier, contents, pictures)
+    contents["README.txt"] = _write_readme(settings["title"], agreement).encode()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HeadstartError(f"Cannot make the folder {show_path(str(target))}: {error.strerror}.") from error
+    # The settings first: a folder with them may be written over, should this be broken off.
+    for name in sorted(contents, key=lambda name: name != "settings.json"):
+        write_atomic(target / name, contents[name])
+    return BrowserExport(target, {name: len(data) for name, data in contents.items()}, *agreement)
+
+
+def make_known_picture() -> np.ndarray:
+    """The picture of the page's own check, uint8 (97, 131, 3); worker.js makes the same."""
+    height, width = _KNOWN_SIZE
+    i = np.arange(height * width * 3, dtype=np.int64)
+    return ((i * i * 31 + i * 7) % 251).astype(np.uint8).reshape(height, width, 3)
+
+
+def _compute_check(classifier: Classifier) -> dict[str, Any]:
+    probs, familiarity = classifier.run_all(make_known_picture())
+    height, width = _KNOWN_SIZE
+    return {
+        "height": height,
+        "width": width,
+        "probabilities": [float(value) for value in probs],
+        "familiarity": familiarity,
+        "tolerance": TOLERANCE,
+    }
+
+
+def _read_page_file(name: str) -> bytes:
+    return (files("headstart.exporting") / "browser_page" / name).read_bytes()
+
+
+def _check_place(folder: Path, contents: dict[str, bytes]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{show_path(str(folder))} is a file. Name a folder for the page.")
+    with suppress(OSError, ValueError, TypeError):
+        if "model_sha256" in json.loads((folder / "settings.json").read_bytes()):
+            return  # an earlier page of ours
+    if taken := [name for name in (*contents, "README.txt") if os.path.lexists(folder / name)]:
+        raise ConfigError(
+            f"{show_path(str(folder))} holds {', '.join(taken)}, and no earlier page of headstart. "
+            "Name a new or an empty folder."
+        )
+
+
+def _check_by_node(
+    classifier: Classifier, contents: dict[str, bytes], pictures: Sequence[PictureSource]
+) -> tuple[int, int, float]:
+    """Number of pictures, number with the same class, largest difference. Raises HeadstartError."""
+    node = find_program("node") if pictures else None
+    if node is None:
+        return 0, 0, 0.0
+    expected: list[tuple[np.ndarray, float | None]] = []
+    size = classifier.metadata.preprocess.get("input_size_px")
+    with tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
+        paths = {name: Path(scratch, name) for name in ("check.mjs", "runtime.mjs", "runtime.wasm", "model.onnx")}
+        sources = (_read_page_file("check.mjs"), *(contents[f"onnxruntime-web.{end}"] for end in ("js", "wasm")))
+        for path, data in zip(paths.values(), (*sources, contents["model.onnx"]), strict=True):
+            path.write_bytes(data)
+        # Answers go to a file: a pipe that nobody reads yet would stop node, and then us.
+        with open(Path(scratch, "answers"), "w+b") as answers, open(Path(scratch, "errors"), "w+b") as errors:
+            process = subprocess.Popen(
+                [node, *map(str, paths.values())], stdin=subprocess.PIPE, stdout=answers, stderr=errors
+            )
+            try:
+                assert process.stdin is not None
+                with suppress(BrokenPipeError), process.stdin as stream:
+                    for picture in pictures:
+                        with suppress(ImageError):
+                            pixels = load_picture(picture, None, 2 * size if size else None).pixels
+                            stream.write(struct.pack("<II", *pixels.shape[:2]) + pixels.tobytes())
+                            expected.append(classifier.run_all(pixels))
+                code = process.wait(_NODE_TIMEOUT_S)
+            finally:
+                process.kill()
+                process.wait()
+            answers.seek(0)
+            errors.seek(0)
+            lines = answers.read().splitlines()
+            if code or len(lines) != len(expected):
+                reason = show_path(_find_reason(errors.read().decode(errors="replace")))
+                raise HeadstartError(f"onnxruntime-web cannot run this classifier: {reason}. Nothing was written.")
+    num_same, worst = 0, 0.0
+    for line, (probs, familiarity) in zip(lines, expected, strict=True):
+        found = json.loads(line)
+        differences = np.abs(np.array(found["probabilities"]) - probs)
+        worst = max(worst, float(differences.max()))
+        if familiarity is not None:
+            worst = max(worst, abs(found["familiarity"] - familiarity))
+        num_same += int(np.argmax(found["probabilities"]) == probs.argmax())
+    if num_same < MIN_AGREEMENT_FRAC * len(expected):
+        raise HeadstartError(
+            f"onnxruntime-web gives another class than the original for {len(expected) - num_same:,} of "
+            f"{len(expected):,} pictures. Nothing was written. A classifier without 8-bit weights (another --backbone) "
+            "may agree better."
+        )
+    return len(expected), num_same, worst
+
+
+def _find_reason(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if "Error" in line), lines[0] if lines else "node stopped early")[:300]
+
+
+def _write_readme(title: str, agreement: tuple[int, int, float]) -> str:
+    num_checked, num_same, worst = agreement
+    if num_checked:
+        checked = (
+            f"Before it was written, onnxruntime-web (run by node) gave {num_same:,} of {num_checked:,} pictures the\n"
+            f"same class as the original; the largest difference of a probability was {worst:.1e}."
+        )
+    else:
+        checked = "It was not run by onnxruntime-web on pictures before it was written (no node, or no pictures)."
+    runtime = f"{ONNXRUNTIME_WEB.name} {ONNXRUNTIME_WEB.version}"
+    return _README.format(title=show_path(title), checked=checked, runtime=runtime)
+
+
+_README = """{title}: a page that classifies pictures in the browser. Pictures never leave the device.
+
+Serve this folder by any web server, for example
+
+    python -m http.server 8000 --bind 127.0.0.1
+
+and open http://127.0.0.1:8000/. Browsers do not run it straight from the disk. Elsewhere than on this machine use HTTPS:
+without it browsers give pages no camera and do not keep them for use offline.
+
+{checked}
+On every visit the page compares one known picture with the original and takes no others where it differs.
+
+Where the server sends these two headers, the classifier runs in up to four threads:
+
+    Cross-Origin-Opener-Policy: same-origin
+    Cross-Origin-Embedder-Policy: require-corp
+
+A browser takes the policy of worker.js from the server, not from the page. So that it too can reach nothing else, send
+
+    Content-Security-Policy: default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' blob: data:
+
+model.onnx is the classifier's own file: headstart and ONNX Runtime open it. onnxruntime-web.js and .wasm are of
+{runtime}, under this licence:
+
+MIT License
+
+Copyright (c) Microsoft Corporation
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation
+files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use, copy,
+modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
+Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE,
+ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""
