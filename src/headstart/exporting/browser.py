@@ -205,47 +205,5 @@ def _write_readme(title: str, agreement: tuple[int, int, float]) -> str:
     else:
         checked = "It was not run by onnxruntime-web on pictures before it was written (no node, or no pictures)."
     runtime = f"{ONNXRUNTIME_WEB.name} {ONNXRUNTIME_WEB.version}"
-    return _README.format(title=show_path(title), checked=checked, runtime=runtime)
-
-
-_README = """{title}: a page that classifies pictures in the browser. Pictures never leave the device.
-
-Serve this folder by any web server, for example
-
-    python -m http.server 8000 --bind 127.0.0.1
-
-and open http://127.0.0.1:8000/. Browsers do not run it straight from the disk. Elsewhere than on this machine use HTTPS:
-without it browsers give pages no camera and do not keep them for use offline.
-
-{checked}
-On every visit the page compares one known picture with the original and takes no others where it differs.
-
-Where the server sends these two headers, the classifier runs in up to four threads:
-
-    Cross-Origin-Opener-Policy: same-origin
-    Cross-Origin-Embedder-Policy: require-corp
-
-A browser takes the policy of worker.js from the server, not from the page. So that it too can reach nothing else, send
-
-    Content-Security-Policy: default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' blob: data:
-
-model.onnx is the classifier's own file: headstart and ONNX Runtime open it. onnxruntime-web.js and .wasm are of
-{runtime}, under this licence:
-
-MIT License
-
-Copyright (c) Microsoft Corporation
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation
-files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use, copy,
-modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
-Software is furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE,
-ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
+    text = _read_page_file("README.txt").decode()
+    return text.format(title=show_path(title), checked=checked, runtime=runtime)
