@@ -17,6 +17,7 @@ from headstart.errors import HeadstartError, MissingDependencyError
 _TIMEOUT_S = 600
 _NPM_OPTIONS = (
     "--ignore-scripts",
+    "--prefer-offline",  # the version is fixed, so what npm has kept of it is right
     "--fetch-retries=0",  # npm would try for a minute where there is no network
     "--no-audit",
     "--no-fund",

@@ -95,7 +95,7 @@
     image.src = URL.createObjectURL(thumbnail);
     const says = make("div", "says");
     const order = probabilities.map((_, i) => i).sort((a, b) => probabilities[b] - probabilities[a]).slice(0, NUM_TOP);
-    says.append(make("h3", "", unknown ? "None of these?" : labels[order[0]]));
+    says.append(make("h2", "", unknown ? "None of these?" : labels[order[0]]));
     says.append(make("p", "muted", name));
     if (unknown) {
       says.append(make("p", "muted", `Unlike what it was trained on (familiarity ${percent.format(familiarity)}). If it is one of them:`));
@@ -121,7 +121,7 @@
     const item = make("li", "failed");
     item.dataset.name = name;
     const says = make("div", "says");
-    says.append(make("h3", "", "Not classified"), make("p", "muted", name), make("p", "", reason));
+    says.append(make("h2", "", "Not classified"), make("p", "muted", name), make("p", "", reason));
     item.append(says);
     return item;
   }
