@@ -55,9 +55,9 @@ def look_up(repo_id: str, *, revision: str | None = None) -> Repository:
     Raises ConfigError for a name that cannot be one, HeadstartError within about 5 s where the hub cannot be reached,
     MissingDependencyError without the extra hub.
     """
+    api = _open_client(repo_id)
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    api = _open_client(repo_id)
     try:
         with _explained(api, repo_id):
             info = api.model_info(repo_id, revision=revision, timeout=_TIMEOUT_S, files_metadata=True)
@@ -215,15 +215,22 @@ def _explained(api: Any, repo_id: str) -> Iterator[None]:
         raise HeadstartError(f"{where} answers HTTP {status}: {_shorten(error)}") from error
     except Exception as error:  # the client's own errors, those of its HTTP library and the system's share no base
         raise HeadstartError(
-            f"{api.endpoint} cannot be used: {_shorten(error)} Check the network and HF_ENDPOINT, and run again."
+            f"{api.endpoint} cannot be used: {_shorten(_find_cause(error))} Check the network and HF_ENDPOINT, and run again."
         ) from error
+
+
+def _find_cause(error: BaseException) -> BaseException:
+    """The first error behind it: the client says no more than that an upload failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _say_where(api: Any, repo_id: str) -> str:
     return f"{api.endpoint}/{repo_id}"
 
 
-def _shorten(error: Exception) -> str:
+def _shorten(error: BaseException) -> str:
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     shown = show_path(line[:300])
     return shown if shown.endswith((".", "!", "?")) else f"{shown}."
