@@ -80,8 +80,11 @@ def push_classifier(
 
     A repository that does not exist is made, private unless `public`. A card that is there is kept unless
     `replace_card`. The token is the client's (`hf auth login`, HF_TOKEN). Raises ConfigError where the repository is
-    public and `public` was not said, HeadstartError where the hub refuses or cannot be reached.
+    public and `public` was not said, ArtifactError for a foreign ONNX file, HeadstartError where the hub refuses or
+    cannot be reached.
     """
+    if classifier.metadata.format_version == 0:
+        raise ArtifactError("This is a foreign ONNX file: nobody could pull it again. Push what headstart saved.")
     repository = check_push(look_up(repo_id), public=public)
     contents = {FILE_NAME: classifier.data}
     if CARD_NAME not in repository.files or replace_card:
@@ -215,7 +218,8 @@ def _explained(api: Any, repo_id: str) -> Iterator[None]:
         raise HeadstartError(f"{where} answers HTTP {status}: {_shorten(error)}") from error
     except Exception as error:  # the client's own errors, those of its HTTP library and the system's share no base
         raise HeadstartError(
-            f"{api.endpoint} cannot be used: {_shorten(_find_cause(error))} Check the network and HF_ENDPOINT, and run again."
+            f"{api.endpoint} cannot be used: {_shorten(_find_cause(error))} Check the network and HF_ENDPOINT, and run "
+            "again."
         ) from error
 
 

