@@ -287,6 +287,8 @@ def test_nothing_leaves_and_markup_stays_text(site: Site, tmp_path: Path) -> Non
     assert outcomes["no picture.jpg"] is None
     assert "cannot read it as a picture" in site.page.locator("#results > li").first.inner_text()
     assert outcomes[name] is not None
+    assert name in site.page.locator("#results > li").nth(1).inner_text()
+    assert site.page.locator("img[src=x]").count() == 0
     assert site.page.title() == "<b>Shapes</b>" == site.page.locator("h1").inner_text()
     assert "All 2 done." in site.page.locator("#status").inner_text()
     assert all(url.startswith((site.address, f"blob:{site.address}", "data:")) for url in site.requests), site.requests
@@ -321,10 +323,13 @@ def test_paste_drop_photograph_and_clear_by_keyboard(site: Site, tmp_path: Path)
     site.page.keyboard.press("Shift+Tab")
     site.page.keyboard.press("Enter")
     site.page.locator("#shoot:not([disabled])").wait_for()
+    track = site.page.evaluate_handle("document.getElementById('viewfinder').srcObject.getTracks()[0]")
     site.page.locator("#shoot").press("Enter")
     assert any(name.startswith("photograph ") for name in site.read_outcomes(3))
     assert not site.page.locator("#camera").is_visible()
-    assert site.page.evaluate("document.getElementById('viewfinder').srcObject") is None, "the camera is off"
+    site.page.locator("#camera").wait_for(state="hidden")
+    assert site.page.evaluate("document.getElementById('viewfinder').srcObject") is None
+    assert track.evaluate("track => track.readyState") == "ended", "the camera is off"
     site.page.locator("#clear").press("Enter")
     assert site.page.locator("#results > li").count() == 0
     assert site.page.evaluate("document.activeElement.id") == "files"
