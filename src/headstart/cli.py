@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headstart import __version__, cli_insight, cli_review, cli_torch, cli_train
+from headstart import __version__, cli_export, cli_insight, cli_review, cli_torch, cli_train
 from headstart._files import show_path
 from headstart.backbones.catalog import DEFAULT_BACKBONE
 from headstart.cli_options import (
@@ -53,6 +53,7 @@ for command in (
     cli_insight.learning_curve,
     cli_insight.explain,
     cli_review.review,
+    cli_export.export,
 ):
     app.command()(command)
 

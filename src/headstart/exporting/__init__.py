@@ -1,1 +1,1 @@
-"""A classifier in other shapes than its own file, each compared with it before it is written."""
+"""A classifier in other forms, each held against the original before it is written."""

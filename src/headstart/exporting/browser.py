@@ -17,11 +17,10 @@ import numpy as np
 from headstart._files import compute_sha256, show_path, write_atomic
 from headstart.errors import ConfigError, HeadstartError, ImageError
 from headstart.exporting.browser_runtime import ONNXRUNTIME_WEB, find_program, get_runtime, run_node
+from headstart.exporting.checking import ExportRefused, get_min_agreement
 from headstart.pictures import PictureSource, load_picture
 from headstart.prediction import Classifier
 
-MIN_AGREEMENT_FRAC = 0.999
-"""Share of the pictures whose most probable class must be the original's."""
 TOLERANCE = 0.02
 """The page refuses to work where it computes a probability of its known picture that is further off than this."""
 TOLERANCE_8_BITS = 0.25
@@ -62,8 +61,8 @@ def export_browser(
     `unknown_below` are shown as perhaps none of the classes.
 
     An earlier page in `folder` is replaced. Raises ConfigError where other files of these names are in the way,
-    HeadstartError where the classes differ on more than 0.1 % of the pictures or the runtime cannot be had; nothing is
-    written then.
+    ExportRefused where the classes differ on more than 0.1 % of the pictures (1 % for 8-bit networks), HeadstartError
+    where the runtime cannot be had or does not run the classifier; nothing is written then.
     """
     if not 0 <= unknown_below <= 1:
         raise ConfigError(f"unknown_below is {unknown_below}; expected a share from 0 to 1, such as 0.01.")
@@ -156,7 +155,7 @@ def _check_by_node(
     arguments = {given: contents[name] for name, given in names.items()}
     lines = run_node(node, _read_page_file("check.mjs"), arguments, decode())
     if len(lines) != len(expected):
-        raise HeadstartError("onnxruntime-web cannot run this classifier: node stopped early. Nothing was written.")
+        raise ExportRefused("onnxruntime-web cannot run this classifier: node stopped early. Nothing was written.")
     num_same, worst = 0, 0.0
     for line, (probs, familiarity) in zip(lines, expected, strict=True):
         found = json.loads(line)
@@ -165,8 +164,8 @@ def _check_by_node(
         if familiarity is not None:
             worst = max(worst, abs(found["familiarity"] - familiarity))
         num_same += int(np.argmax(found["probabilities"]) == probs.argmax())
-    if num_same < MIN_AGREEMENT_FRAC * len(expected):
-        raise HeadstartError(
+    if num_same < get_min_agreement(classifier) * len(expected):
+        raise ExportRefused(
             f"onnxruntime-web gives another class than the original for {len(expected) - num_same:,} of "
             f"{len(expected):,} pictures. Nothing was written. A classifier without 8-bit weights (another --backbone) "
             "may agree better."
