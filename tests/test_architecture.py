@@ -20,9 +20,9 @@ PACKAGES = {"", "backbones", "heads", "finetuning", "recipes", "insight", "repor
 
 # A module imports from the rows above its own only.
 LAYERS = [
-    "errors recipes.recipe plots",
+    "errors recipes.recipe plots exporting.prepare exporting.predict_script",
     "csv_text _files formats parallel graph metrics stats onnx_reader",
-    "image_files heads.components heads.fitting",
+    "image_files heads.components heads.fitting exporting.targets exporting.browser_runtime",
     "plot_axes decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
     "backbones.weights_file heads.linear heads.dense fixed_shapes familiarity public_datasets finetuning.augmentation finetuning.flip_check "
     "finetuning.checkpoints finetuning.layer_table",
@@ -36,6 +36,9 @@ LAYERS = [
     "heads.cross_validation",
     "heads.comparison",
     "heads.selection prediction report.content summary terminal terminal_report predictions_output backbones.torch_network finetuning.rows",
+    "exporting.checking",
+    "exporting.quantization exporting.batches exporting.runner exporting.browser exporting.model_card",
+    "exporting.openvino_folder hub",
     "cli_options predict_journal sorting submission heat_tail contact_sheet report.thumbnails insight.learning_curve insight.properties insight.speed insight.suspects review heads.svm heads.from_file backbones.onnx_export recipes.vgg19_dense100 recipes.resnet50_dense100",
     "predict_run preparation backbones.exported backbones.from_file finetuning.cut heads.cached insight.imagenet_distance insight.alignment "
     "insight.neighbours heat_maps insight.forecast insight.mismatch insight.comparison review_terminal report.page",
@@ -55,7 +58,8 @@ LAYERS = [
     "report.galleries report.course cli_review",
     "report.assembly",
     "report.writing",
-    "cli_insight",
+    "exporting.int8",
+    "cli_insight cli_export cli_hub",
     "serve.refusals serve.settings serve.request_log serve.metrics serve.tensors serve.openapi_parts",
     "serve.infer_request serve.http_protocol serve.models serve.openapi_protocol",
     "serve.body serve.workers",
@@ -168,12 +172,13 @@ TORCH = ("torch", "timm", "torchvision", "safetensors", "huggingface_hub", "onnx
 # What needs the extra torch, and what opens connections: to the hub, when weights or a public collection are asked for.
 USES_TORCH = re.compile(
     r"finetuning\.(?!augmentation$|flip_check$)\w+|public_datasets|recipes\.\w+"
-    r"|plot_figure|backbones\.(listing|network_layers|onnx_export|torch_network|weights\w*)"
+    r"|plot_figure|hub|backbones\.(listing|network_layers|onnx_export|torch_network|weights\w*)"
 )
 OPENS_CONNECTIONS = {
     "backbones.weights_download imports urllib.error",
     "backbones.weights_download imports urllib.request",
     "public_datasets imports urllib.error",
+    "exporting.browser_runtime imports subprocess",  # npm and node, where a page for browsers is asked for
 }
 
 

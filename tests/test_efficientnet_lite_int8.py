@@ -17,7 +17,7 @@ from tiny_models import make_tiny_metadata
 import headstart
 from headstart.artifact import build_artifact, create_session, parse_artifact
 from headstart.backbones.catalog import Backbone
-from headstart.backbones.efficientnet_lite_int8 import _compute_clipped_mean, _find_scales
+from headstart.backbones.efficientnet_lite_int8 import _compute_clipped_mean, find_scales
 from headstart.backbones.loading import load_backbone
 from headstart.errors import ArtifactError
 from headstart.features import Extractor
@@ -113,7 +113,7 @@ def test_scales_are_as_fine_as_neighbours_allow() -> None:
     kernel[0, :, 0, 0] = [1, -1, 0, 0]  # of different signs: nothing adds up
     kernel[1, :, 0, 0] = [0, 1, 1, 0]  # not of one pair
     kernel[2, :, 0, 0] = [1, 1, 0, 0]
-    assert _find_scales(kernel) == pytest.approx([1 / 127, 1 / 127, 2 / 127])
+    assert find_scales(kernel) == pytest.approx([1 / 127, 1 / 127, 2 / 127])
 
 
 def test_the_mean_of_a_clipped_normal_variable() -> None:

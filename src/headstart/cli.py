@@ -10,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from headstart import __version__, cli_export, cli_insight, cli_predict, cli_review, cli_serve, cli_torch, cli_train
+from headstart import (
+    __version__,
+    cli_export,
+    cli_hub,
+    cli_insight,
+    cli_predict,
+    cli_review,
+    cli_serve,
+    cli_torch,
+    cli_train,
+)
 from headstart._files import show_path
 from headstart.backbones.catalog import DEFAULT_BACKBONE
 from headstart.cli_options import (
@@ -48,6 +58,8 @@ for command in (
     cli_insight.explain,
     cli_review.review,
     cli_export.export,
+    cli_hub.push,
+    cli_hub.pull,
     cli_serve.serve,
 ):
     app.command()(command)

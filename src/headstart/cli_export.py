@@ -15,6 +15,7 @@ from headstart.cli_options import (
     LinksOption,
     ModelArgument,
     PatternOption,
+    print_problems,
     refuse_inputs,
     resolve_source,
     scan_hashed,
@@ -53,6 +54,11 @@ def export(
         str | None, typer.Option(help="int8: labelled pictures. Default: the test part of --calibrate-on.")
     ] = None,
     max_loss: Annotated[float, typer.Option(min=0, max=100, help="int8: points of accuracy that it may cost.")] = 0.5,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(help="browser: folder of an unpacked onnxruntime-web. Default: npm fetches it once."),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="browser, card: the title. Default: the file's name.")] = None,
     min_agreement: Annotated[
         float, typer.Option(min=0, max=100, help="int8: per cent of the pictures that must keep their class.")
     ] = 99,
@@ -84,11 +90,12 @@ def export(
                     max_loss=max_loss / 100, min_agreement=min_agreement / 100, **common,
                 )  # fmt: skip
             elif to == "card":
-                lines = _write_card(classifier, model.stem, output, overwrite)
+                lines = _write_card(classifier, title or model.stem, output, overwrite)
             else:
                 paths = _list_pictures(check_on or [], output, follow_links)
                 if to == "browser":
-                    lines = _export_browser(classifier, model.stem, output, paths, overwrite, progress)
+                    shown = title or model.stem
+                    lines = _export_browser(classifier, shown, output, paths, runtime, overwrite, progress)
                 else:
                     lines = _export(to, classifier, output, paths, input_type, overwrite, progress)
     except KeyboardInterrupt:
@@ -103,8 +110,7 @@ def _list_pictures(sources: Sequence[str], output: Path, follow_links: bool) -> 
     from headstart.dataset import list_images
 
     paths, problems = list_images(sources, follow_links=follow_links)
-    for problem in problems:
-        print(f"{show_path(problem.path or '')}: {problem.code}: {problem.message}", file=sys.stderr)
+    print_problems(problems)
     refuse_inputs([output], paths, "OUTPUT")
     return paths
 
@@ -150,14 +156,21 @@ def _print_left_out(failures: Sequence[ImageError]) -> None:
 
 
 def _export_browser(
-    classifier: Any, name: str, output: Path, paths: Sequence[str], overwrite: bool, progress: Progress
+    classifier: Any,
+    title: str,
+    output: Path,
+    paths: Sequence[str],
+    runtime: Path | None,
+    overwrite: bool,
+    progress: Progress,
 ) -> list[str]:
     from headstart.exporting.browser import export_browser
     from headstart.exporting.checking import pick_evenly
 
-    _check_absent(output, overwrite)
     progress("comparing with the original", 0, 0)
-    done = export_browser(classifier, output, pictures=pick_evenly(paths), title=name)
+    done = export_browser(
+        classifier, output, pictures=pick_evenly(paths), title=title, runtime=runtime, overwrite=overwrite
+    )
     if not done.num_checked:
         return ["not compared on pictures: there is no node here to run the page's runtime"]
     return [
@@ -166,18 +179,13 @@ def _export_browser(
     ]
 
 
-def _write_card(classifier: Any, name: str, output: Path, overwrite: bool) -> list[str]:
+def _write_card(classifier: Any, title: str, output: Path, overwrite: bool) -> list[str]:
     from headstart.exporting.model_card import write_model_card
+    from headstart.exporting.targets import check_file_target
 
-    _check_absent(output, overwrite)
-    write_model_card(classifier, output, title=name)
+    check_file_target(output, ".md", overwrite)
+    write_model_card(classifier, output, title=title)
     return []
-
-
-def _check_absent(output: Path, overwrite: bool) -> None:
-    is_there = any(output.iterdir()) if output.is_dir() else output.exists()
-    if is_there and not overwrite:
-        raise ConfigError(f"{show_path(str(output))} exists, and is not replaced. Name another, or add --overwrite.")
 
 
 def _export_int8(

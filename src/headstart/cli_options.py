@@ -211,16 +211,21 @@ def check_matplotlib(option: str) -> None:
 
 def refuse_inputs(targets: Sequence[Path], inputs: Sequence[str], option: str) -> None:
     """Before anything is written. Raises ConfigError that lists the inputs that would be replaced."""
-    existing = [target for target in targets if target.exists()]
-    known = {os.path.realpath(path) for path in inputs} if existing else set()
+    existing = {target: _identify(target) for target in targets if target.exists()}
+    known = {_identify(path) for path in inputs if os.path.exists(path)} if existing else set()
     raise_all(
         ConfigError,
         [
             f"{option} would replace {show_path(str(target))}, which is an input. Name another place."
-            for target in existing
-            if os.path.realpath(target) in known
+            for target, identity in existing.items()
+            if identity in known
         ],
     )
+
+
+def _identify(path: str | Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def read_candidates(classifier: Any, target: Path) -> tuple[Any, ...]:

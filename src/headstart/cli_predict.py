@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from headstart.cli_options import (
     check_folder_of,
     check_pyarrow,
     print_problems,
+    refuse_inputs,
 )
 from headstart.errors import ConfigError
 
@@ -121,7 +121,7 @@ def predict(
         from headstart.predict_run import make_listing
 
         paths, problems = list_images(list(pictures), follow_links=follow_links)
-        _refuse_inputs(output, [str(model), *paths])
+        refuse_inputs([output] if output else [], [str(model), *paths], "--output")
         listing = make_listing(paths)
         if submission is not None:
             from headstart.submission import find_ids
@@ -202,15 +202,6 @@ def _check_targets(output: Path | None, sort_into: Path | None, copy: bool, sour
         check_sort_folder(sort_into, sources)
     elif copy:
         raise ConfigError("--copy says how --sort-into sorts. Add --sort-into FOLDER.")
-
-
-def _refuse_inputs(output: Path | None, inputs: Sequence[str]) -> None:
-    if output is not None and output.exists():
-        for path in inputs:
-            if os.path.exists(path) and os.path.samefile(path, output):
-                raise ConfigError(
-                    f"--output {show_path(path)} is also an input, and is not replaced. Name another file."
-                )
 
 
 def _open_targets(

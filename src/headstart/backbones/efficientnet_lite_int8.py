@@ -55,7 +55,7 @@ class _Int8Writer(LiteWriter):
             if name == _LAST_EXACT:
                 self.round_signed(self.tensor)
             return
-        scales = np.maximum(_find_scales(kernel), np.abs(bias) / (self.scale * 2.0**30))
+        scales = np.maximum(find_scales(kernel), np.abs(bias) / (self.scale * 2.0**30))
         rounded = np.round(kernel / scales.reshape(-1, 1, 1, 1))
         error = (rounded * scales.reshape(-1, 1, 1, 1) - kernel).sum(axis=(2, 3))
         bias = bias - (error[:, 0] * self.mean if attributes["group"] > 1 else error @ self.mean)
@@ -123,7 +123,7 @@ class _Int8Writer(LiteWriter):
         return name
 
 
-def _find_scales(kernel: np.ndarray) -> np.ndarray:
+def find_scales(kernel: np.ndarray) -> np.ndarray:
     """float64 (C,): as fine as 8 bits allow, and so that no processor's arithmetic overflows.
 
     Those without VNNI instructions add two neighbouring products of an unsigned and a signed byte in 16 bits and cut

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from headstart._files import compute_sha256, show_path, write_atomic
-from headstart.errors import ConfigError, HeadstartError, ImageError
+from headstart._files import compute_sha256, show_path
+from headstart.errors import ConfigError, ImageError
 from headstart.exporting.browser_runtime import ONNXRUNTIME_WEB, find_program, get_runtime, run_node
 from headstart.exporting.checking import ExportRefused, get_min_agreement
+from headstart.exporting.targets import check_folder_target, write_folder
 from headstart.pictures import PictureSource, load_picture
 from headstart.prediction import Classifier
 
@@ -27,6 +28,7 @@ TOLERANCE_8_BITS = 0.25
 """The same for 8-bit networks, which processors round differently."""
 _KNOWN_SIZE = 97, 131
 _PAGE_FILES = ("index.html", "page.css", "page.js", "worker.js", "offline.js")
+_NAMES = {"model.onnx", "onnxruntime-web.js", "onnxruntime-web.wasm", "settings.json", *_PAGE_FILES, "README.txt"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def export_browser(
     title: str | None = None,
     unknown_below: float = 0.01,
     runtime: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> BrowserExport:
     """Write the page for `classifier` into `folder`, to be served as it is by any web server.
 
@@ -60,13 +63,15 @@ def export_browser(
     folder of an unpacked onnxruntime-web; without it npm fetches that package once. Pictures with a familiarity below
     `unknown_below` are shown as perhaps none of the classes.
 
-    An earlier page in `folder` is replaced. Raises ConfigError where other files of these names are in the way,
-    ExportRefused where the classes differ on more than 0.1 % of the pictures (1 % for 8-bit networks), HeadstartError
-    where the runtime cannot be had or does not run the classifier; nothing is written then.
+    The folder is written whole or not at all; an earlier page is replaced with `overwrite` only, a folder with other
+    files never. Raises ConfigError where it cannot be, ExportRefused where the classes differ on more than 0.1 % of
+    the pictures (1 % for 8-bit networks), HeadstartError where the runtime cannot be had or does not run the
+    classifier; nothing is written then.
     """
     if not 0 <= unknown_below <= 1:
         raise ConfigError(f"unknown_below is {unknown_below}; expected a share from 0 to 1, such as 0.01.")
     target = Path(folder)
+    check_folder_target(target, _NAMES, overwrite)
     script, wasm = get_runtime(runtime)
     settings = {
         "title": title or "Picture classifier",
@@ -85,16 +90,9 @@ def export_browser(
     }
     version = compute_sha256("".join(compute_sha256(data) for data in contents.values()).encode())[:16]
     contents["offline.js"] = contents["offline.js"].replace(b"@VERSION@", version.encode())
-    _check_place(target, contents)
     agreement = _check_by_node(classifier, contents, pictures)
     contents["README.txt"] = _write_readme(settings["title"], agreement).encode()
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HeadstartError(f"Cannot make the folder {show_path(str(target))}: {error.strerror}.") from error
-    # The settings first: a folder with them may be written over, should this be broken off.
-    for name in sorted(contents, key=lambda name: name != "settings.json"):
-        write_atomic(target / name, contents[name])
+    write_folder(target, contents, overwrite)
     return BrowserExport(target, {name: len(data) for name, data in contents.items()}, *agreement)
 
 
@@ -119,19 +117,6 @@ def _compute_check(classifier: Classifier) -> dict[str, Any]:
 
 def _read_page_file(name: str) -> bytes:
     return (files("headstart.exporting") / "browser_page" / name).read_bytes()
-
-
-def _check_place(folder: Path, contents: dict[str, bytes]) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{show_path(str(folder))} is a file. Name a folder for the page.")
-    with suppress(OSError, ValueError, TypeError):
-        if "model_sha256" in json.loads((folder / "settings.json").read_bytes()):
-            return  # an earlier page of ours
-    if taken := [name for name in (*contents, "README.txt") if os.path.lexists(folder / name)]:
-        raise ConfigError(
-            f"{show_path(str(folder))} holds {', '.join(taken)}, and no earlier page of headstart. "
-            "Name a new or an empty folder."
-        )
 
 
 def _check_by_node(

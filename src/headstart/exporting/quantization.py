@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from headstart.backbones.efficientnet_lite_int8 import _find_scales as find_scales
+from headstart.backbones.efficientnet_lite_int8 import find_scales
 from headstart.errors import ConfigError
 from headstart.execution import open_session
 from headstart.graph import IMAGE

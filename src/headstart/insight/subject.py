@@ -188,7 +188,7 @@ def open_extractor(classifier: Classifier, settings: TrainSettings) -> Extractor
 
 
 def _load_same(classifier: Classifier, settings: TrainSettings) -> Backbone | None:
-    if is_tuned(classifier):
+    if is_tuned(classifier) or "int8" in classifier.metadata.settings:  # not the network of the catalog any more
         return None
     try:
         backbone = load_backbone(settings.backbone, settings.input_size_px, settings.weights)
