@@ -1,6 +1,6 @@
 """`headstart serve` over time: memory under load, files replaced and the server stopped under load, slow senders.
 
-  soak           closed load from a few callers for `--minutes`; memory every second. `growth_percent` compares the
+  soak           load from a few callers, or of `--rate` requests a second, for `--minutes`; memory every second. `growth_percent` compares the
                  means of the second and the last tenth, `slope_MB_an_hour` is that of a line through all but the first
   replacements   the served file is replaced (a new file renamed over it) by the other one and back under load; every
                  answer must be one of the two classifiers', by its probabilities, and the one of its version
@@ -52,9 +52,10 @@ def main() -> None:
     parser.add_argument("folder", help="folder with pictures below it")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS)
     parser.add_argument("--minutes", type=float, default=5, help="of the soak (default 5)")
+    parser.add_argument("--rate", type=float, default=0, help="of the soak; 0: four callers without pause (default)")
     parser.add_argument("--replacements", type=int, default=20)
     parser.add_argument("--stops", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments to stop (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments to stop and to send (default 0)")
     args = parser.parse_args()
     pictures = read_pictures(args.folder, enlarge=False)
     requests = [make_request("/predict", picture, "image/jpeg") for picture in pictures]
@@ -92,9 +93,13 @@ async def soak(args: argparse.Namespace, requests: Sequence[bytes]) -> dict[str,
 
         watching = asyncio.create_task(watch())
         counts: Counter[str] = Counter()
+        rng = np.random.default_rng(args.seed)
         while until():  # in pieces, so that the client itself keeps no long list
             end = time.perf_counter() + 10
-            load = await load_closed(client, requests, 4, lambda end=end: until() and time.perf_counter() < end)  # type: ignore[misc]
+            if args.rate:
+                load = await load_open(client, requests, args.rate, 10, rng)
+            else:
+                load = await load_closed(client, requests, 4, lambda end=end: until() and time.perf_counter() < end)  # type: ignore[misc]
             counts.update(load.count())
         await watching
         client.close()
@@ -104,6 +109,7 @@ async def soak(args: argparse.Namespace, requests: Sequence[bytes]) -> dict[str,
     early, late = np.mean(memory[tenth : 2 * tenth]), np.mean(memory[-tenth:])
     return {
         "minutes": args.minutes,
+        "rate": args.rate or "four callers without pause",
         "answers": dict(counts),
         "memory_MB": {
             "at_start": round_figure(memory[0]),
