@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import pytest
 from conftest import Trained
 from raw_http import connect, exchange, read_to_end
 from serving import Served, serving
+
+from headstart.serve.http_protocol import Protocol
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 GET = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -155,3 +158,32 @@ def test_connections_beyond_the_limit_are_told(trained: Trained) -> None:
         for stream in streams:
             stream.close()
         assert served.send("GET", "/health/live").status == 200
+
+
+def test_closed_connections_leave_nothing_to_the_garbage_collector(served: Served) -> None:
+    requests = {
+        "answered": GET + b"\r\n",
+        "reset": GET.replace(b"/health/live", b"/docs") + b"\r\n",  # it is longer than what is read below
+        "bad picture": HEAD + b"Content-Length: 5\r\n\r\nhello",
+        "refused early": HEAD.replace(b"predict", b"x") + b"Content-Length: 50000\r\n\r\n" + b"a" * 50_000,
+        "malformed": b"nonsense\r\n\r\n",
+    }
+    left = {}
+    gc.collect()
+    gc.disable()
+    try:
+        for name, sent in requests.items():
+            with connect(served) as stream:
+                stream.sendall(sent)
+                stream.recv(100)
+            end_s = time.monotonic() + 0.4  # the time for which a connection may rest is longer
+            while (count := count_protocols()) and time.monotonic() < end_s:
+                time.sleep(0.02)
+            left[name] = count
+    finally:
+        gc.enable()
+    assert left == dict.fromkeys(requests, 0)
+
+
+def count_protocols() -> int:
+    return sum(isinstance(each, Protocol) for each in gc.get_objects())

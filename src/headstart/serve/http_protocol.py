@@ -38,17 +38,23 @@ class PatientTransport:
 
     def __init__(self, inner: asyncio.Transport, protocol: Protocol) -> None:
         self.inner = inner
-        self._protocol = protocol
+        self._protocol: Protocol | None = protocol
         self.write = inner.write
         self.get_extra_info = inner.get_extra_info
         self.pause_reading = inner.pause_reading
         self.resume_reading = inner.resume_reading
 
     def is_closing(self) -> bool:
-        return self._protocol.is_ending or self.inner.is_closing()
+        return self._protocol is None or self._protocol.is_ending or self.inner.is_closing()
 
     def close(self) -> None:
-        self._protocol.end()
+        if self._protocol is not None:
+            self._protocol.end()
+
+    def let_go(self) -> None:
+        """The connection is gone. Transport and protocol hold each other, and with them what was sent: thousands of
+        short connections would stay in memory until the garbage collector comes."""
+        self._protocol = None
 
 
 class Protocol(HttpToolsProtocol):
@@ -97,6 +103,8 @@ class Protocol(HttpToolsProtocol):
                 self.cycle.scope[IS_GONE_KEY] = True  # type: ignore[literal-required]
                 task.cancel()  # nobody waits for the answer, and others wait for their turn
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn does so only after a proper close
+        self.transport.let_go()  # type: ignore[attr-defined]
 
     def eof_received(self) -> bool:  # type: ignore[override]
         if self.is_ending:
