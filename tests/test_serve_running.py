@@ -375,6 +375,7 @@ def test_bad_options_are_told(tmp_path: Path, trained: Trained) -> None:
         (["--api-key-file", tmp_path / "none"], "cannot be read: No such file"),
         (["--api-key-file", empty], "holds no key"),
         (["--log", "x"], "Expected requests or events"),
+        (["--max-body", "inf", "--max-megapixels", "nan"], "2 problems:"),
     ):
         done = run_command("serve", trained.file, *options)
         assert done.code == 2
