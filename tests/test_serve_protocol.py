@@ -27,6 +27,11 @@ def served(trained: Trained) -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(scope="module")
+def picture(trained: Trained) -> bytes:
+    return (trained.shapes / "checks" / "00.png").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("sent", "status", "code"),
     [
@@ -141,9 +146,20 @@ def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
     assert (last.head.encode() + last.body).lower().count(b"http/1.1 200") == 3
 
 
-def test_upgrades_are_not_taken(served: Served) -> None:
-    answer = exchange(served, GET + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
-    assert answer.status == 200
+def test_upgrades_are_passed_over(served: Served, picture: bytes) -> None:
+    asked = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    post = HEAD + asked + b"Content-Length: %d\r\n\r\n" % len(picture) + picture
+    chunked = HEAD + asked + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(picture), picture)
+    last = GET + b"Connection: close\r\n\r\n"
+    for sent in (GET + asked + b"\r\n", post, chunked, post + chunked):
+        answer = exchange(served, sent + last)
+        everything = answer.head.encode() + answer.body
+        assert everything.lower().count(b"http/1.1 200") == 2 + (sent == post + chunked)
+    with connect(served) as stream:  # in pieces
+        for start in range(0, len(post), 50):
+            stream.sendall(post[start : start + 50])
+            time.sleep(0.001)
+        assert b" 200 " in stream.recv(1000)
 
 
 def test_connections_beyond_the_limit_are_told(trained: Trained) -> None:

@@ -126,17 +126,27 @@ class Protocol(HttpToolsProtocol):
                 self._num_head_bytes += len(data)
             else:
                 self._num_body_bytes += len(data)
-            self.parser.feed_data(data)
+            self._parse(data)
             self._check_sizes()
-        except httptools.HttpParserUpgrade:
-            if self.cycle is not None:
-                self.cycle.keep_alive = self._may_stay = False
         except httptools.HttpParserError:
             self.refuse(self._refusal or _refuse_malformed())
         except Refusal as refusal:
             self.refuse(refusal)
         if not self.is_ending and self._phase != self._timed_phase:
             self._time_phase()
+
+    def _parse(self, data: bytes) -> None:
+        """Without the upgrades that are asked for, as a server may (RFC 9110, 7.8): Java's client asks for HTTP/2 each
+        time, and llhttp takes what follows, the request's body, for that other protocol."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+                lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+                data = b"\r\n".join([*lines, b"", data[upgrade.args[0] :]])
+                self.parser = httptools.HttpRequestParser(self)
 
     def _check_sizes(self) -> None:
         if self._phase == "head" and self._num_head_bytes > MAX_HEAD_BYTES:
@@ -169,6 +179,10 @@ class Protocol(HttpToolsProtocol):
             self._stop(_refuse_head())
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             self._stop(_refuse_malformed())
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._stop(_refuse_malformed())
+            return  # see `_parse`
         super().on_headers_complete()
         self._phase = "body"
         self._num_body_bytes = self._num_chunks = 0
@@ -181,6 +195,8 @@ class Protocol(HttpToolsProtocol):
             self._stop(Refusal(400, "too-many-chunks", f"the body comes in more than {MAX_CHUNKS:,} chunks"))
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self.cycle.keep_alive = self._may_stay and not self.cycle.response_started
         super().on_message_complete()
         self._phase, self._timed_phase = "rest", ""
