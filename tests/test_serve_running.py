@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from raw_http import connect, exchange, read_to_end
 from serving import serving
 
 import headstart
+import headstart.serve.running
 from headstart.errors import ArtifactError, ConfigError
 from headstart.serve.models import name_models
 from headstart.serve.settings import ServeSettings
@@ -420,6 +422,23 @@ def test_serving_imports_little(tmp_path: Path, trained: Trained) -> None:
         done.stderr
     )
     assert {"starlette", "uvicorn", "onnxruntime"} <= set(done.stdout.split()), done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back when asked")
+def test_memory_is_given_back(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headstart.serve.running, "_TRIM_S", 0.1)
+    with serving(trained.file):
+        taken = [bytes(2000) for _ in range(50_000)]
+        kept = taken[::100]  # between the others, so that these cannot be given back by themselves
+        taken.clear()
+        most = read_memory_bytes()
+        wait_for(lambda: read_memory_bytes() < most - 50_000_000)
+    assert len(kept) == 500
+
+
+def read_memory_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 # Figures
