@@ -13,14 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Trained
 from drawn_pictures import run_command, run_python
 from raw_http import connect, exchange, read_to_end
-from serving import serving
+from serving import serving, wait_for
 
 import headstart
 import headstart.serve.running
@@ -34,13 +34,6 @@ GET = b"GET /health/live HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
 @pytest.fixture(scope="module")
 def picture(trained: Trained) -> bytes:
     return (trained.shapes / "checks" / "00.png").read_bytes()
-
-
-def wait_for(condition: Callable[[], object], limit_s: float = 10) -> None:
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, "it did not come"
-        time.sleep(0.02)
 
 
 # Settings and names
