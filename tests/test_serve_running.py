@@ -25,7 +25,10 @@ from serving import serving, wait_for
 import headstart
 import headstart.serve.running
 from headstart.errors import ArtifactError, ConfigError
+from headstart.serve.app import ROUTES
+from headstart.serve.front_door import Admission
 from headstart.serve.models import name_models
+from headstart.serve.refusals import Refusal
 from headstart.serve.settings import ServeSettings
 
 GET = b"GET /health/live HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
@@ -78,9 +81,27 @@ def test_other_hosts_are_refused(trained: Trained) -> None:
             "192.168.1.1",
             "localhost@evil.org",
             "pets.example.org.evil",
+            "evil-pets.example.org",
         ):
             answer = exchange(served, GET % host.encode())
             assert (answer.status, json.loads(answer.body)["code"]) == (400, "wrong-host"), host
+
+
+def test_elsewhere_than_at_loopback_addresses_are_let_in() -> None:
+    def check(host: bytes, settings: ServeSettings) -> None:
+        Admission(settings).check({"headers": [(b"host", host)], "http_version": "1.1", "path": "/"})
+
+    everywhere = ServeSettings(host="0.0.0.0")
+    for host in (b"192.168.1.1:8000", b"[fe80::1]", b"localhost", b"0.0.0.0"):
+        check(host, everywhere)
+    check(b"evil.example.org", ServeSettings(allowed_hosts=("*",)))
+    for host, settings in ((b"evil.example.org", everywhere), (b"192.168.1.1", ServeSettings())):
+        with pytest.raises(Refusal, match="wrong-host"):
+            check(host, settings)
+
+
+OPEN = {"/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health/live", "/health/ready"}
+OPEN |= {"/v2/health/live", "/v2/health/ready"}
 
 
 def test_a_key_is_asked_for(trained: Trained, picture: bytes) -> None:
@@ -96,8 +117,10 @@ def test_a_key_is_asked_for(trained: Trained, picture: bytes) -> None:
             assert answer.headers["www-authenticate"] == "Bearer"
         for headers in ({"X-API-Key": "a-long-key-2"}, {"Authorization": "bearer a-long-key-1"}):
             assert served.send("POST", "/predict", picture, headers).status == 200
-        assert served.send("GET", "/metrics").status == 401
-        assert served.send("GET", "/health/ready").status == 200
+        for route in ROUTES:
+            method = "POST" if "POST" in (route.methods or ()) else "GET"
+            answer = served.send(method, route.path.format(model="shapes", version="1"))
+            assert answer.status == (200 if route.path in OPEN else 401), route.path
 
 
 # Queue and workers
@@ -184,6 +207,15 @@ def test_a_picture_that_takes_too_long_is_given_up(
         may_go.set()
         wait_for(lambda: served.server.pool.num_stuck == 0)
         assert served.send("POST", "/predict", picture).status == 200
+        wait_for(lambda: len(served.server.pool._workers) == 1)
+    may_go.clear()
+    with serving(trained.file, num_workers=1, predict_timeout_s=1.5) as served:
+        slow = threading.Thread(target=served.send, args=("POST", "/predict", b"slow"))
+        slow.start()
+        time.sleep(0.75)
+        assert served.send("POST", "/predict", picture).status == 200  # it waited already when the worker was replaced
+        may_go.set()
+        slow.join()
 
 
 # Replaced files
