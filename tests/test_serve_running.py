@@ -312,6 +312,24 @@ def test_what_was_taken_is_answered_and_what_is_new_refused(
             assert (answer.status, answer.is_reset) == (200, False)
 
 
+def test_clients_hear_of_a_stop_and_the_slow_ones_are_not_waited_for(trained: Trained) -> None:
+    with serving(trained.file) as served, connect(served) as resting:
+        resting.sendall(GET.replace(b"Connection: close\r\n", b"") % b"127.0.0.1")
+        assert b" 200 " in resting.recv(1000)
+        served.running.stop()
+        wait_for(lambda: served.server.is_draining)
+        resting.sendall(GET.replace(b"Connection: close\r\n", b"") % b"127.0.0.1")
+        assert read_to_end(resting).status == 503
+    with serving(trained.file, drain_s=0.5) as served, connect(served) as slow:
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhalf")
+        wait_for(lambda: len(served.running._state.tasks) == 1)
+        started_s = time.monotonic()
+        served.running.stop()
+        answer = read_to_end(slow)
+        assert (answer.status, json.loads(answer.body)["code"]) == (503, "stopping")
+        assert 0.4 < time.monotonic() - started_s < 5
+
+
 def start_command(*arguments: object, **variables: str) -> tuple[subprocess.Popen[str], str]:
     """`headstart serve` in a process of its own, and the line that it prints once it serves."""
     source = str(Path(headstart.__file__).parents[1])
