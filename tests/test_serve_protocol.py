@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import time
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import Trained
 from raw_http import connect, exchange, read_to_end
-from serving import Served, serving
+from serving import Served, serving, wait_for
 
 from headstart.serve.http_protocol import Protocol
 
@@ -101,16 +102,26 @@ def test_slow_body_is_refused_in_time(served: Served, first: bytes) -> None:
     assert 0.9 < time.monotonic() - started_s < 1.7
 
 
-def test_a_byte_now_and_then_does_not_help(served: Served) -> None:
-    started_s = time.monotonic()
+@pytest.mark.parametrize(("first", "limit_s"), [(b"", 0.6), (HEAD + b"Content-Length: 100\r\n\r\n", 1.0)])
+def test_a_byte_now_and_then_does_not_help(served: Served, first: bytes, limit_s: float) -> None:
+    started_s, answer = time.monotonic(), b""
+    with connect(served, timeout_s=0.1) as stream:
+        stream.sendall(first)
+        for byte in HEAD:
+            stream.sendall(bytes([byte]))
+            with contextlib.suppress(TimeoutError):
+                answer = stream.recv(1000)
+                break
+    assert b" 408 " in answer
+    assert limit_s - 0.1 < time.monotonic() - started_s < limit_s + 0.6
+
+
+def test_a_client_that_does_not_read_is_left(served: Served) -> None:
+    wait_for(lambda: not served.running._state.connections)
     with connect(served) as stream:
-        try:
-            for byte in (HEAD + b"Content-Length: 100\r\n\r\n")[:20]:
-                stream.sendall(bytes([byte]))
-                time.sleep(0.1)
-        except OSError:
-            pass
-    assert time.monotonic() - started_s < 2.5
+        stream.sendall((GET.replace(b"/health/live", b"/docs") + b"\r\n") * 400)  # 30 MB
+        wait_for(lambda: served.running._state.connections)
+        wait_for(lambda: not served.running._state.connections, 5)
 
 
 def test_idle_connections_are_closed(served: Served) -> None:
