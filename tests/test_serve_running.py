@@ -218,6 +218,21 @@ def test_a_picture_that_takes_too_long_is_given_up(
         slow.join()
 
 
+def test_a_mistake_of_ours_is_answered_without_its_details(
+    trained: Trained, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> object:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(headstart.Classifier, "predict_one", fail)
+    with serving(trained.file) as served:
+        answer = served.send("POST", "/predict", picture)
+        assert (answer.status, answer.json["code"]) == (500, "internal")
+        assert b"secret" not in answer.body
+        assert b"Error" not in answer.body
+        assert served.send("GET", "/health/ready").status == 200
+
+
 # Replaced files
 
 
