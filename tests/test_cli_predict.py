@@ -144,12 +144,10 @@ def test_another_classifier(work: Path) -> None:
 
 def test_of_a_few_pictures_no_journal_is_left(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    os.chdir(work)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
         assert predict("--output", "a.csv").code == 0
         assert {path.name for path in work.iterdir()} == {"in", "shapes.onnx", "a.csv"}
-    finally:
-        os.chdir("/")
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
