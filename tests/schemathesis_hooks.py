@@ -61,9 +61,6 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, object]) -> 
     if isinstance(case.body, dict):
         if "outputs" in case.body:
             outputs = {output["name"]: output for output in case.body["outputs"]}  # each once
-            for output in outputs.values():
-                if "classification" in output.get("parameters", {}):
-                    output["parameters"]["classification"] = int(output["parameters"]["classification"])  # of 2.0
             case.body["outputs"] = [*outputs.values()]
         given = case.body["inputs"][0]
         if takes_pixels:

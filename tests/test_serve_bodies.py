@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import tracemalloc
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import Trained
-from raw_http import exchange
-from serving import Served, serving
+from raw_http import connect, exchange, read_to_end
+from serving import Served, serving, wait_for
 
 import headstart
 from headstart.serve.body import unpack
@@ -21,6 +22,8 @@ from headstart.serve.predict_route import parse_pictures
 from headstart.serve.refusals import Refusal
 
 FORM = "multipart/form-data; boundary=xyz"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+END = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -123,18 +126,36 @@ def test_limit_is_exact(served: Served) -> None:
     assert post(served, bytes(2**20)).status == 415
     assert post(served, bytes(2**20 + 1)).status == 413
     assert post(served, gzip.compress(bytes(2**20)), content_encoding="gzip").status == 415
+    for size, status in ((2**20, 415), (2**20 + 1, 413)):
+        chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n"
+        assert exchange(served, chunked + END).status == status
+
+
+def test_bodies_together_have_a_limit(trained: Trained) -> None:
+    with serving(trained.file, max_body_bytes=10_000) as served, contextlib.ExitStack() as stack:
+        room = served.server.body_room
+        uploads = [stack.enter_context(connect(served)) for _ in range(16)]
+        for stream in uploads:
+            stream.sendall(HEAD + b"Content-Length: 10000\r\n\r\n" + bytes(9_999))
+        wait_for(lambda: room.taken_bytes == 16 * 9_999)
+        one_more = post(served, bytes(9_999))
+        assert (one_more.status, one_more.json["code"], one_more.headers["retry-after"]) == (503, "overloaded", "1")
+        uploads[0].sendall(b"x" + END)
+        assert read_to_end(uploads[0]).status == 415
+        assert post(served, bytes(9_999)).status == 415
+        for stream in uploads:
+            stream.close()
+        wait_for(lambda: room.taken_bytes == 0)
 
 
 def test_too_large_takes_no_memory(served: Served) -> None:
-    head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     bomb = gzip.compress(bytes(10**8))
     sent = [
-        head + b"Content-Length: 1048577\r\n\r\n" + bytes(2**20 + 1),
-        head + b"Transfer-Encoding: chunked\r\n\r\n" + b"100001\r\n" + bytes(2**20 + 1) + b"\r\n0\r\n\r\n",
-        head + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb,
+        HEAD + b"Content-Length: 1048577\r\n\r\n" + bytes(2**20 + 1),
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"100001\r\n" + bytes(2**20 + 1) + b"\r\n0\r\n\r\n",
+        HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb,
     ]
-    end = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
-    for data, most_limits in zip([data + end for data in sent], (0.5, 2, 2), strict=True):
+    for data, most_limits in zip([data + END for data in sent], (0.5, 2, 2), strict=True):
         tracemalloc.start()
         assert exchange(served, data).status == 413
         peak = tracemalloc.get_traced_memory()[1]

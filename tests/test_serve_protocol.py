@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import time
 from collections.abc import Iterator
@@ -9,7 +11,9 @@ from collections.abc import Iterator
 import pytest
 from conftest import Trained
 from raw_http import connect, exchange, read_to_end
-from serving import Served, serving
+from serving import Served, serving, wait_for
+
+from headstart.serve.http_protocol import Protocol
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 GET = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -22,6 +26,11 @@ def served(trained: Trained) -> Iterator[Served]:
         trained.file, max_body_bytes=2**20, head_timeout_s=0.6, body_timeout_s=1.0, keep_alive_s=0.5
     ) as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def picture(trained: Trained) -> bytes:
+    return (trained.shapes / "checks" / "00.png").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -93,16 +102,26 @@ def test_slow_body_is_refused_in_time(served: Served, first: bytes) -> None:
     assert 0.9 < time.monotonic() - started_s < 1.7
 
 
-def test_a_byte_now_and_then_does_not_help(served: Served) -> None:
-    started_s = time.monotonic()
+@pytest.mark.parametrize(("first", "limit_s"), [(b"", 0.6), (HEAD + b"Content-Length: 100\r\n\r\n", 1.0)])
+def test_a_byte_now_and_then_does_not_help(served: Served, first: bytes, limit_s: float) -> None:
+    started_s, answer = time.monotonic(), b""
+    with connect(served, timeout_s=0.1) as stream:
+        stream.sendall(first)
+        for byte in HEAD:
+            stream.sendall(bytes([byte]))
+            with contextlib.suppress(TimeoutError):
+                answer = stream.recv(1000)
+                break
+    assert b" 408 " in answer
+    assert limit_s - 0.1 < time.monotonic() - started_s < limit_s + 0.6
+
+
+def test_a_client_that_does_not_read_is_left(served: Served) -> None:
+    wait_for(lambda: not served.running._state.connections)
     with connect(served) as stream:
-        try:
-            for byte in (HEAD + b"Content-Length: 100\r\n\r\n")[:20]:
-                stream.sendall(bytes([byte]))
-                time.sleep(0.1)
-        except OSError:
-            pass
-    assert time.monotonic() - started_s < 2.5
+        stream.sendall((GET.replace(b"/health/live", b"/docs") + b"\r\n") * 400)  # 30 MB
+        wait_for(lambda: served.running._state.connections)
+        wait_for(lambda: not served.running._state.connections, 5)
 
 
 def test_idle_connections_are_closed(served: Served) -> None:
@@ -138,9 +157,20 @@ def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
     assert (last.head.encode() + last.body).lower().count(b"http/1.1 200") == 3
 
 
-def test_upgrades_are_not_taken(served: Served) -> None:
-    answer = exchange(served, GET + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
-    assert answer.status == 200
+def test_upgrades_are_passed_over(served: Served, picture: bytes) -> None:
+    asked = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    post = HEAD + asked + b"Content-Length: %d\r\n\r\n" % len(picture) + picture
+    chunked = HEAD + asked + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(picture), picture)
+    last = GET + b"Connection: close\r\n\r\n"
+    for sent in (GET + asked + b"\r\n", post, chunked, post + chunked):
+        answer = exchange(served, sent + last)
+        everything = answer.head.encode() + answer.body
+        assert everything.lower().count(b"http/1.1 200") == 2 + (sent == post + chunked)
+    with connect(served) as stream:  # in pieces
+        for start in range(0, len(post), 50):
+            stream.sendall(post[start : start + 50])
+            time.sleep(0.001)
+        assert b" 200 " in stream.recv(1000)
 
 
 def test_connections_beyond_the_limit_are_told(trained: Trained) -> None:
@@ -155,3 +185,32 @@ def test_connections_beyond_the_limit_are_told(trained: Trained) -> None:
         for stream in streams:
             stream.close()
         assert served.send("GET", "/health/live").status == 200
+
+
+def test_closed_connections_leave_nothing_to_the_garbage_collector(served: Served) -> None:
+    requests = {
+        "answered": GET + b"\r\n",
+        "reset": GET.replace(b"/health/live", b"/docs") + b"\r\n",  # it is longer than what is read below
+        "bad picture": HEAD + b"Content-Length: 5\r\n\r\nhello",
+        "refused early": HEAD.replace(b"predict", b"x") + b"Content-Length: 50000\r\n\r\n" + b"a" * 50_000,
+        "malformed": b"nonsense\r\n\r\n",
+    }
+    left = {}
+    gc.collect()
+    gc.disable()
+    try:
+        for name, sent in requests.items():
+            with connect(served) as stream:
+                stream.sendall(sent)
+                stream.recv(100)
+            end_s = time.monotonic() + 0.4  # the time for which a connection may rest is longer
+            while (count := count_protocols()) and time.monotonic() < end_s:
+                time.sleep(0.02)
+            left[name] = count
+    finally:
+        gc.enable()
+    assert left == dict.fromkeys(requests, 0)
+
+
+def count_protocols() -> int:
+    return sum(isinstance(each, Protocol) for each in gc.get_objects())

@@ -6,24 +6,29 @@ import contextlib
 import http.client
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Trained
 from drawn_pictures import run_command, run_python
 from raw_http import connect, exchange, read_to_end
-from serving import serving
+from serving import serving, wait_for
 
 import headstart
+import headstart.serve.running
 from headstart.errors import ArtifactError, ConfigError
+from headstart.serve.app import ROUTES
+from headstart.serve.front_door import Admission
 from headstart.serve.models import name_models
+from headstart.serve.refusals import Refusal
 from headstart.serve.settings import ServeSettings
 
 GET = b"GET /health/live HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
@@ -32,13 +37,6 @@ GET = b"GET /health/live HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
 @pytest.fixture(scope="module")
 def picture(trained: Trained) -> bytes:
     return (trained.shapes / "checks" / "00.png").read_bytes()
-
-
-def wait_for(condition: Callable[[], object], limit_s: float = 10) -> None:
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, "it did not come"
-        time.sleep(0.02)
 
 
 # Settings and names
@@ -83,9 +81,27 @@ def test_other_hosts_are_refused(trained: Trained) -> None:
             "192.168.1.1",
             "localhost@evil.org",
             "pets.example.org.evil",
+            "evil-pets.example.org",
         ):
             answer = exchange(served, GET % host.encode())
             assert (answer.status, json.loads(answer.body)["code"]) == (400, "wrong-host"), host
+
+
+def test_elsewhere_than_at_loopback_addresses_are_let_in() -> None:
+    def check(host: bytes, settings: ServeSettings) -> None:
+        Admission(settings).check({"headers": [(b"host", host)], "http_version": "1.1", "path": "/"})
+
+    everywhere = ServeSettings(host="0.0.0.0")
+    for host in (b"192.168.1.1:8000", b"[fe80::1]", b"localhost", b"0.0.0.0"):
+        check(host, everywhere)
+    check(b"evil.example.org", ServeSettings(allowed_hosts=("*",)))
+    for host, settings in ((b"evil.example.org", everywhere), (b"192.168.1.1", ServeSettings())):
+        with pytest.raises(Refusal, match="wrong-host"):
+            check(host, settings)
+
+
+OPEN = {"/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health/live", "/health/ready"}
+OPEN |= {"/v2/health/live", "/v2/health/ready"}
 
 
 def test_a_key_is_asked_for(trained: Trained, picture: bytes) -> None:
@@ -101,8 +117,10 @@ def test_a_key_is_asked_for(trained: Trained, picture: bytes) -> None:
             assert answer.headers["www-authenticate"] == "Bearer"
         for headers in ({"X-API-Key": "a-long-key-2"}, {"Authorization": "bearer a-long-key-1"}):
             assert served.send("POST", "/predict", picture, headers).status == 200
-        assert served.send("GET", "/metrics").status == 401
-        assert served.send("GET", "/health/ready").status == 200
+        for route in ROUTES:
+            method = "POST" if "POST" in (route.methods or ()) else "GET"
+            answer = served.send(method, route.path.format(model="shapes", version="1"))
+            assert answer.status == (200 if route.path in OPEN else 401), route.path
 
 
 # Queue and workers
@@ -189,6 +207,15 @@ def test_a_picture_that_takes_too_long_is_given_up(
         may_go.set()
         wait_for(lambda: served.server.pool.num_stuck == 0)
         assert served.send("POST", "/predict", picture).status == 200
+        wait_for(lambda: len(served.server.pool._workers) == 1)
+    may_go.clear()
+    with serving(trained.file, num_workers=1, predict_timeout_s=1.5) as served:
+        slow = threading.Thread(target=served.send, args=("POST", "/predict", b"slow"))
+        slow.start()
+        time.sleep(0.75)
+        assert served.send("POST", "/predict", picture).status == 200  # it waited already when the worker was replaced
+        may_go.set()
+        slow.join()
 
 
 # Replaced files
@@ -285,6 +312,24 @@ def test_what_was_taken_is_answered_and_what_is_new_refused(
             assert (answer.status, answer.is_reset) == (200, False)
 
 
+def test_clients_hear_of_a_stop_and_the_slow_ones_are_not_waited_for(trained: Trained) -> None:
+    with serving(trained.file) as served, connect(served) as resting:
+        resting.sendall(GET.replace(b"Connection: close\r\n", b"") % b"127.0.0.1")
+        assert b" 200 " in resting.recv(1000)
+        served.running.stop()
+        wait_for(lambda: served.server.is_draining)
+        resting.sendall(GET.replace(b"Connection: close\r\n", b"") % b"127.0.0.1")
+        assert read_to_end(resting).status == 503
+    with serving(trained.file, drain_s=0.5) as served, connect(served) as slow:
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhalf")
+        wait_for(lambda: len(served.running._state.tasks) == 1)
+        started_s = time.monotonic()
+        served.running.stop()
+        answer = read_to_end(slow)
+        assert (answer.status, json.loads(answer.body)["code"]) == (503, "stopping")
+        assert 0.4 < time.monotonic() - started_s < 5
+
+
 def start_command(*arguments: object, **variables: str) -> tuple[subprocess.Popen[str], str]:
     """`headstart serve` in a process of its own, and the line that it prints once it serves."""
     source = str(Path(headstart.__file__).parents[1])
@@ -375,6 +420,7 @@ def test_bad_options_are_told(tmp_path: Path, trained: Trained) -> None:
         (["--api-key-file", tmp_path / "none"], "cannot be read: No such file"),
         (["--api-key-file", empty], "holds no key"),
         (["--log", "x"], "Expected requests or events"),
+        (["--max-body", "inf", "--max-megapixels", "nan"], "2 problems:"),
     ):
         done = run_command("serve", trained.file, *options)
         assert done.code == 2
@@ -419,6 +465,23 @@ def test_serving_imports_little(tmp_path: Path, trained: Trained) -> None:
         done.stderr
     )
     assert {"starlette", "uvicorn", "onnxruntime"} <= set(done.stdout.split()), done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back when asked")
+def test_memory_is_given_back(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headstart.serve.running, "_TRIM_S", 0.1)
+    with serving(trained.file):
+        taken = [bytes(2000) for _ in range(50_000)]
+        kept = taken[::100]  # between the others, so that these cannot be given back by themselves
+        taken.clear()
+        most = read_memory_bytes()
+        wait_for(lambda: read_memory_bytes() < most - 50_000_000)
+    assert len(kept) == 500
+
+
+def read_memory_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 # Figures

@@ -261,7 +261,7 @@ def pixels(**changes: Any) -> dict[str, Any]:
         ({"inputs": [make_input(datatype=None)]}, [IMAGE], "the datatype of image is null"),
         ({"inputs": [pixels(datatype="INT8")]}, [PIXELS], "the datatype of image is INT8; expected UINT8"),
         ({"inputs": [make_input(shape=None)]}, [IMAGE], "is not a list of whole numbers"),
-        ({"inputs": [make_input(shape=[2.0])]}, [IMAGE], "is not a list of whole numbers"),
+        ({"inputs": [make_input(shape=[1.5])]}, [IMAGE], "is not a list of whole numbers"),
         ({"inputs": [make_input(shape=[True])]}, [IMAGE], "is not a list of whole numbers"),
         ({"inputs": [make_input(shape=["2"])]}, [IMAGE], "is not a list of whole numbers"),
         ({"inputs": [make_input(shape=[-1])]}, [IMAGE], "the shape of image is [-1]"),
@@ -310,7 +310,17 @@ def test_json_that_is_refused(body: bytes | dict[str, Any], inputs: list[TensorS
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("value", [0, -1, True, 1.0, "3", None])
+def test_a_whole_number_may_be_written_as_a_fraction() -> None:
+    outputs = [{"name": "probabilities", "parameters": {"classification": 3.0}}]
+    request = parse({"inputs": [make_input(shape=[2.0])], "outputs": outputs})
+    assert request.inputs["image"].shape == (2,)
+    assert request.outputs[0].num_classes == 3
+    about = pixels(shape=[1.0, 2.0, 3], data=None, parameters={"binary_data_size": 6.0})
+    body, length = make_binary([about], bytes(range(6)))
+    assert parse(body, [PIXELS], length).inputs["image"].tolist() == [[[0, 1, 2], [3, 4, 5]]]
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "3", None])
 def test_classification_that_is_refused(value: object) -> None:
     for name in ("probabilities", "label"):
         outputs = [{"name": name, "parameters": {"classification": value}}]
@@ -332,7 +342,7 @@ def test_lengths_of_the_json_that_are_refused(values: list[str]) -> None:
     ("size", "data", "said"),
     [
         (-1, b"", "the binary_data_size of image is -1"),
-        (9.0, pack([b"", b"x"]), "is 9.0; expected a whole number"),
+        (9.5, pack([b"", b"x"]), "is 9.5; expected a whole number"),
         (True, b"x", "the binary_data_size of image is true"),
         ("9", pack([b"", b"x"]), "expected a whole number"),
         (10, pack([b"", b"x"]), "9 bytes follow the JSON, but the binary_data_size of all inputs add up to 10"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from importlib.util import find_spec
@@ -109,8 +110,8 @@ def serve(
         api_keys=_read_keys(api_key_file),
         reload_s=reload_s,
         unknown_below=unknown_below,
-        max_body_bytes=round(max_body_mb * 2**20),
-        max_pixels=round(max_megapixels * 1e6),
+        max_body_bytes=_round(max_body_mb * 2**20),
+        max_pixels=_round(max_megapixels * 1e6),
         max_pictures=max_pictures,
         queue_size=queue,
         max_connections=max_connections,
@@ -142,6 +143,11 @@ def serve(
             on_ready=say_address,
         )
     print("Stopped.", file=sys.stderr)
+
+
+def _round(value: float) -> int:
+    """To the next whole number; -1, which no setting takes, for infinity and what is no number."""
+    return round(value) if math.isfinite(value) else -1
 
 
 def _read_keys(file: Path | None) -> tuple[str, ...]:

@@ -38,17 +38,23 @@ class PatientTransport:
 
     def __init__(self, inner: asyncio.Transport, protocol: Protocol) -> None:
         self.inner = inner
-        self._protocol = protocol
+        self._protocol: Protocol | None = protocol
         self.write = inner.write
         self.get_extra_info = inner.get_extra_info
         self.pause_reading = inner.pause_reading
         self.resume_reading = inner.resume_reading
 
     def is_closing(self) -> bool:
-        return self._protocol.is_ending or self.inner.is_closing()
+        return self._protocol is None or self._protocol.is_ending or self.inner.is_closing()
 
     def close(self) -> None:
-        self._protocol.end()
+        if self._protocol is not None:
+            self._protocol.end()
+
+    def let_go(self) -> None:
+        """The connection is gone. Transport and protocol hold each other, and with them what was sent: thousands of
+        short connections would stay in memory until the garbage collector comes."""
+        self._protocol = None
 
 
 class Protocol(HttpToolsProtocol):
@@ -97,6 +103,8 @@ class Protocol(HttpToolsProtocol):
                 self.cycle.scope[IS_GONE_KEY] = True  # type: ignore[literal-required]
                 task.cancel()  # nobody waits for the answer, and others wait for their turn
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn does so only after a proper close
+        self.transport.let_go()  # type: ignore[attr-defined]
 
     def eof_received(self) -> bool:  # type: ignore[override]
         if self.is_ending:
@@ -118,17 +126,27 @@ class Protocol(HttpToolsProtocol):
                 self._num_head_bytes += len(data)
             else:
                 self._num_body_bytes += len(data)
-            self.parser.feed_data(data)
+            self._parse(data)
             self._check_sizes()
-        except httptools.HttpParserUpgrade:
-            if self.cycle is not None:
-                self.cycle.keep_alive = self._may_stay = False
         except httptools.HttpParserError:
             self.refuse(self._refusal or _refuse_malformed())
         except Refusal as refusal:
             self.refuse(refusal)
         if not self.is_ending and self._phase != self._timed_phase:
             self._time_phase()
+
+    def _parse(self, data: bytes) -> None:
+        """Without the upgrades that are asked for, as a server may (RFC 9110, 7.8): Java's client asks for HTTP/2 each
+        time, and llhttp takes what follows, the request's body, for that other protocol."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+                lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+                data = b"\r\n".join([*lines, b"", data[upgrade.args[0] :]])
+                self.parser = httptools.HttpRequestParser(self)
 
     def _check_sizes(self) -> None:
         if self._phase == "head" and self._num_head_bytes > MAX_HEAD_BYTES:
@@ -161,6 +179,10 @@ class Protocol(HttpToolsProtocol):
             self._stop(_refuse_head())
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             self._stop(_refuse_malformed())
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._stop(_refuse_malformed())
+            return  # see `_parse`
         super().on_headers_complete()
         self._phase = "body"
         self._num_body_bytes = self._num_chunks = 0
@@ -173,6 +195,8 @@ class Protocol(HttpToolsProtocol):
             self._stop(Refusal(400, "too-many-chunks", f"the body comes in more than {MAX_CHUNKS:,} chunks"))
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self.cycle.keep_alive = self._may_stay and not self.cycle.response_started
         super().on_message_complete()
         self._phase, self._timed_phase = "rest", ""

@@ -207,6 +207,8 @@ def _take_parameters(holder: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _check_shape(tensor: dict[str, Any], spec: TensorSpec, max_elements: int) -> tuple[int, ...]:
     datatype, shape = tensor.get("datatype"), tensor.get("shape")
+    if isinstance(shape, list):
+        shape = [_make_whole(size) for size in shape]
     if datatype != spec.datatype:
         raise BodyError(f"the datatype of {spec.name} is {show(datatype)}; expected {spec.datatype}")
     if not isinstance(shape, list) or any(type(size) is not int for size in shape):
@@ -222,10 +224,15 @@ def _check_shape(tensor: dict[str, Any], spec: TensorSpec, max_elements: int) ->
     return tuple(shape)
 
 
+def _make_whole(value: Any) -> Any:
+    """2 for 2.0: to JSON they are the same number. Anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _find_binary_size(tensor: dict[str, Any]) -> int | None:
     """The input's binary_data_size; None where its data are in the JSON."""
     name = tensor["name"]
-    size = _take_parameters(tensor, name).get("binary_data_size")
+    size = _make_whole(_take_parameters(tensor, name).get("binary_data_size"))
     if (size is None) == (tensor.get("data") is None):
         there = "neither data nor" if size is None else "both data and"
         raise BodyError(f"{name} has {there} the parameter binary_data_size; expected one of them")
@@ -239,7 +246,7 @@ def _parse_outputs(header: dict[str, Any], specs: Sequence[TensorSpec], classifi
     wanted = []
     for name, output in _take_tensors(header, "outputs", {spec.name: spec for spec in specs}).items():
         parameters = _take_parameters(output, name)
-        num_classes = parameters.get("classification", 0)
+        num_classes = _make_whole(parameters.get("classification", 0))
         if "classification" in parameters and (type(num_classes) is not int or num_classes < 1 or name != classified):
             expected = "a whole number from 1" if name == classified else f"it on {classified or 'no output'} only"
             raise BodyError(f"classification of {name} is {show(num_classes)}; expected {expected}")
