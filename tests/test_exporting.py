@@ -98,6 +98,8 @@ def test_a_graph_for_several_pictures(
     np.testing.assert_allclose(probs, expected, atol=1e-4 if input_type == "float32" else 0.1)
     assert json.loads(facts["labels"]) == list(classifier.classes)
     assert session.get_outputs()[0].shape == ["N", 3]
+    graph = onnx.load_model(target).graph
+    assert {each.name for each in graph.initializer} <= {name for node in graph.node for name in node.input}
 
 
 def test_a_network_that_mixes_pictures_is_refused(classifier: headstart.Classifier, tmp_path: Path) -> None:
