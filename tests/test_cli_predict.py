@@ -294,6 +294,14 @@ def test_folders_that_are_not_sorted_into(work: Path) -> None:
     assert not Path("in/sorted").exists()
 
 
+def test_a_folder_with_other_things_is_left_as_it_was(work: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("precious")
+    before = snapshot(Path("mine"))
+    assert predict("--sort-into", "mine").code == 2
+    assert snapshot(Path("mine")) == before
+
+
 def test_classes_that_are_paths(work: Path) -> None:
     """Class names are anybody's: none leads out of the folder."""
     names = ("../up", "CON", "a\\b")
@@ -454,6 +462,11 @@ def test_exit_codes(work: Path) -> None:
         (
             "--format csv --sort-into sorted",
             "--format csv with --sort-into needs --output FILE: the screen shows the counts.",
+        ),
+        (
+            "--output answers.json",
+            "--output answers.json tells no format. Give it .csv, .jsonl, .parquet or .txt (a table), or say which "
+            "with --format.",
         ),
         (
             "--watch --output a.txt",
