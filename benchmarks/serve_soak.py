@@ -1,7 +1,8 @@
 """`headstart serve` over time: memory under load, files replaced and the server stopped under load, slow senders.
 
   soak           load from a few callers, or of `--rate` requests a second, for `--minutes`; memory every second.
-                 `growth_percent` compares the means of the second and the last tenth, `slope_MB_an_hour` is that of a line through all but the first
+                 `growth_percent` compares the means of the second and the last tenth, `slope_MB_an_hour` is that of a
+                 line through all but the first
   replacements   the served file is replaced (a new file renamed over it) by the other one and back under load; every
                  answer must be one of the two classifiers', by its probabilities, and the one of its version
   stops          SIGTERM at a random moment under load, in fresh servers: every request sent in full before it must be

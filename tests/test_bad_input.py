@@ -706,7 +706,7 @@ CASES: list[tuple[str, Make, str, str]] = [
         "answers over the classifier",
         nothing,
         "predict shapes.onnx shapes --format csv --output shapes.onnx",
-        "--output shapes.onnx is also an input, and is not replaced. Name another file.",
+        "--output would replace shapes.onnx, which is an input. Name another place.",
     ),
     (
         "an unknown split",

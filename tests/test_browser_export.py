@@ -118,20 +118,22 @@ def test_files(classifier: headstart.Classifier, tmp_path: Path, runtime: Path) 
 
 def test_a_new_classifier_gives_a_new_version(classifier: headstart.Classifier, tmp_path: Path, runtime: Path) -> None:
     export_browser(classifier, tmp_path, runtime=runtime)
-    (tmp_path / "CNAME").write_text("mine")
     before = (tmp_path / "offline.js").read_bytes()
-    export_browser(classifier, tmp_path, runtime=runtime)
+    export_browser(classifier, tmp_path, runtime=runtime, overwrite=True)
     assert (tmp_path / "offline.js").read_bytes() == before
-    export_browser(classifier, tmp_path, title="Other", runtime=runtime)
+    export_browser(classifier, tmp_path, title="Other", runtime=runtime, overwrite=True)
     assert (tmp_path / "offline.js").read_bytes() != before
+    (tmp_path / "CNAME").write_text("mine")
+    with pytest.raises(ConfigError, match="holds CNAME"):
+        export_browser(classifier, tmp_path, runtime=runtime, overwrite=True)
     assert (tmp_path / "CNAME").read_text() == "mine"
 
 
 def test_other_files_are_left(classifier: headstart.Classifier, tmp_path: Path, runtime: Path) -> None:
     (tmp_path / "index.html").write_text("theirs")
-    with pytest.raises(ConfigError, match="holds index.html, and no earlier page"):
+    with pytest.raises(ConfigError, match="exists, and is not replaced"):
         export_browser(classifier, tmp_path, runtime=runtime)
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(ConfigError, match="is not a folder"):
         export_browser(classifier, tmp_path / "index.html", runtime=runtime)
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
     with pytest.raises(ConfigError, match="unknown_below is 2"):

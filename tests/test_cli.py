@@ -365,7 +365,7 @@ def test_an_input_is_never_the_output(work: Path, victim: str) -> None:
     before = snapshot(work)
     done = run_command("predict", "shapes.onnx", "shapes", "--format", "csv", "--output", victim)
     assert (done.code, done.out) == (2, "")
-    assert done.stderr == f"Error: --output {victim} is also an input, and is not replaced. Name another file.\n"
+    assert done.stderr == f"Error: --output would replace {victim}, which is an input. Name another place.\n"
     assert snapshot(work) == before
 
 

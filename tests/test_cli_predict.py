@@ -144,12 +144,10 @@ def test_another_classifier(work: Path) -> None:
 
 def test_of_a_few_pictures_no_journal_is_left(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    os.chdir(work)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
         assert predict("--output", "a.csv").code == 0
         assert {path.name for path in work.iterdir()} == {"in", "shapes.onnx", "a.csv"}
-    finally:
-        os.chdir("/")
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
@@ -294,6 +292,14 @@ def test_folders_that_are_not_sorted_into(work: Path) -> None:
         assert snapshot(Path("sorted")) == before
     assert predict("--sort-into", "in/sorted").code == 2
     assert not Path("in/sorted").exists()
+
+
+def test_a_folder_with_other_things_is_left_as_it_was(work: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("precious")
+    before = snapshot(Path("mine"))
+    assert predict("--sort-into", "mine").code == 2
+    assert snapshot(Path("mine")) == before
 
 
 def test_classes_that_are_paths(work: Path) -> None:
@@ -456,6 +462,11 @@ def test_exit_codes(work: Path) -> None:
         (
             "--format csv --sort-into sorted",
             "--format csv with --sort-into needs --output FILE: the screen shows the counts.",
+        ),
+        (
+            "--output answers.json",
+            "--output answers.json tells no format. Give it .csv, .jsonl, .parquet or .txt (a table), or say which "
+            "with --format.",
         ),
         (
             "--watch --output a.txt",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +20,14 @@ from PIL import Image
 import headstart
 from headstart.dataset import scan_dataset
 from headstart.errors import ConfigError, DataError
+from headstart.evaluation import Evaluation
 from headstart.execution import open_session
 from headstart.exporting import batches, int8, quantization, runner, targets
 from headstart.exporting.checking import ExportRefused, compare_probs, pick_evenly
 from headstart.exporting.prepare import open_picture, prepare
+from headstart.feature_cache import FeatureCache
 from headstart.graph import IMAGE_INPUT, GraphBuilder, PreprocessSpec, add_preprocessing
+from headstart.insight.subject import open_subject
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,8 @@ def test_a_graph_for_several_pictures(
     np.testing.assert_allclose(probs, expected, atol=1e-4 if input_type == "float32" else 0.1)
     assert json.loads(facts["labels"]) == list(classifier.classes)
     assert session.get_outputs()[0].shape == ["N", 3]
+    graph = onnx.load_model(target).graph
+    assert {each.name for each in graph.initializer} <= {name for node in graph.node for name in node.input}
 
 
 def test_a_network_that_mixes_pictures_is_refused(classifier: headstart.Classifier, tmp_path: Path) -> None:
@@ -158,6 +164,14 @@ def test_int8_is_a_classifier_file_that_says_the_same(
     assert head.probs.argmax() == smaller.predict(picture).probs.argmax()
     assert read_head(smaller.metadata, smaller.data).num_classes == 3
     assert read_backbone(smaller.metadata, smaller.data).layers[0].channels > 0
+    # Not the features of the network before, which are cached.
+    with FeatureCache() as cache:
+        subject = open_subject(smaller, others, cache, lambda *_: None)
+    tested = [str(record.path) for record in subject.tested]
+    assert subject.evaluation is not None
+    np.testing.assert_allclose(
+        subject.evaluation.probs, np.stack([each.probs for each in smaller.predict(tested)]), atol=1e-4
+    )
     # Once more would gain nothing.
     with pytest.raises(ConfigError, match="in 8 bits already"):
         int8.export_int8(smaller, tmp_path / "again.onnx", scan_dataset(trained.shapes), test=test)
@@ -193,6 +207,20 @@ def test_int8_that_costs_too_much_is_refused(
     assert done.stderr.startswith("Refused: In 8 bits ")
     assert "keep their class" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_of_just_what_is_allowed_is_allowed() -> None:
+    labels = np.zeros(1000, np.int64)
+
+    def evaluate(wrong: slice) -> Evaluation:
+        probs = np.tile(np.array([[0.9, 0.1]], np.float32), (1000, 1))
+        probs[wrong] = probs[wrong, ::-1]
+        names = tuple(map(str, range(1000)))
+        return Evaluation(("a", "b"), names, names, labels, probs)
+
+    before, after = evaluate(slice(0, 20)), evaluate(slice(20, 45))
+    done = int8.Int8Export(before, after, compare_probs(before.probs, after.probs), 1, 1, 1, 2, 1)
+    assert done.loss == 0.005
 
 
 def test_int8_of_a_transformer_is_refused() -> None:
@@ -294,6 +322,26 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(headstart.HeadstartError, match="Cannot write"):
         targets.write_folder(target, {"a": b"2", "x" * 300: b""}, overwrite=True)
     assert snapshot(target) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("last", [1, 2], ids=["before the second rename", "after it"])
+def test_an_interrupt_between_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    target = tmp_path / "out"
+    targets.write_folder(target, {"a": b"1"}, overwrite=False)
+    rename, calls = os.rename, []
+
+    def rename_until(*paths: Path) -> None:
+        calls.append(paths)
+        if len(calls) != 2 or last == 2:
+            rename(*paths)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", rename_until)
+    with pytest.raises(KeyboardInterrupt):
+        targets.write_folder(target, {"a": b"2"}, overwrite=True)
+    assert (target / "a").read_bytes() == str(last).encode()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

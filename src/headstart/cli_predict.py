@@ -176,8 +176,12 @@ def _choose_format(
     if format is None:
         if output is None:
             return "counts" if sort_into is not None and not is_watching else "table"
-        ending = output.suffix.lower().removeprefix(".")
-        format = ending if ending in FORMATS else "table"
+        format = {"": "table", "txt": "table"}.get(ending := output.suffix.lower().removeprefix("."), ending)
+        if format not in FORMATS:
+            raise ConfigError(
+                f"--output {show_path(str(output))} tells no format. Give it .csv, .jsonl, .parquet or .txt (a table), "
+                "or say which with --format."
+            )
     if format == "parquet":
         if output is None:
             raise ConfigError("--format parquet needs --output FILE: it is not for a screen.")

@@ -64,6 +64,8 @@ class Journal:
     ) -> None:
         self.path = path
         self.classes = tuple(classes)
+        if obstacle and not path.exists():  # no empty file is left behind
+            raise ConfigError(obstacle)
         try:
             self._writer = open(path, "ab", buffering=0)  # noqa: SIM115
             try:

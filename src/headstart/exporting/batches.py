@@ -120,13 +120,14 @@ def build_batch_model(classifier: Classifier, input_type: Literal["float32", "ui
         numpy_helper.from_array(values, name) for values, name in ((scale, "pictures_scale"), (shift, "pictures_shift"))
     ]
     nodes, reshaped = _free_batch(network.graph)
+    used = {name for node in nodes for name in node.input}  # ONNX Runtime warns of what nobody takes any more
     kind = TensorProto.UINT8 if input_type == "uint8" else TensorProto.FLOAT
     graph = helper.make_graph(
         [*before, *nodes],
         "headstart",
         [helper.make_tensor_value_info(PICTURES, kind, [_BATCH, size, size, 3])],
         [helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, [_BATCH, len(classifier.classes)])],
-        [*network.graph.initializer, *constants, *reshaped],
+        [*(each for each in network.graph.initializer if each.name in used), *constants, *reshaped],
     )
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="headstart"

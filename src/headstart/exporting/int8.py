@@ -58,7 +58,7 @@ class Int8Export:
     @property
     def loss(self) -> float:
         """Accuracy before minus accuracy after."""
-        return self._only_before / len(self.before.labels) - self._only_after / len(self.before.labels)
+        return (self._only_before - self._only_after) / len(self.before.labels)
 
     @property
     def loss_interval(self) -> tuple[float, float]:

@@ -67,17 +67,17 @@ def write_folder(target: Path, contents: Mapping[str, bytes], overwrite: bool) -
                     file.flush()
                     os.fsync(file.fileno())
             sync_folder(sibling)
-            if target.exists():
-                os.rename(target, aside)
             try:
+                if target.exists():
+                    os.rename(target, aside)
                 os.rename(sibling, target)
-            except OSError:
-                if aside.exists():
+            finally:  # also after Ctrl-C
+                if aside.exists() and not target.exists():
                     os.rename(aside, target)
-                raise
         finally:
             shutil.rmtree(sibling, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+            if target.exists():
+                shutil.rmtree(aside, ignore_errors=True)
         sync_folder(target.absolute().parent)
     except OSError as error:
         raise HeadstartError(

@@ -39,7 +39,7 @@
       if (!waiting.delete(data.id)) return;
       numDone++;
       show(data.kind === "result" ? makeResult(name, data) : makeRefusal(name, data.reason));
-      const said = data.kind === "refused" ? "not classified" : data.unknown ? "none of these?" : say(data.probabilities);
+      const said = data.kind === "refused" ? "not classified" : data.unknown ? "perhaps none of these" : say(data.probabilities);
       const rest = waiting.size ? ` ${numDone} of ${numAsked} done.` : numAsked > 1 ? ` All ${numAsked} done.` : "";
       find("status").textContent = `${name}: ${said}.${rest}`;
       if (!waiting.size) numDone = numAsked = 0;
