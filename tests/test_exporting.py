@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,18 @@ def test_a_loss_of_just_what_is_allowed_is_allowed() -> None:
     before, after = evaluate(slice(0, 20)), evaluate(slice(20, 45))
     done = int8.Int8Export(before, after, compare_probs(before.probs, after.probs), 1, 1, 1, 2, 1)
     assert done.loss == 0.005
+    int8._refuse_if_costly(done, 0.005, 0)
+    with pytest.raises(ExportRefused, match=r"the accuracy falls by 0\.50 points .* and 0\.4 were allowed"):
+        int8._refuse_if_costly(done, 0.004, 0)
+
+
+def test_nothing_is_fitted_to_pictures_that_are_tested_on(trained: Trained) -> None:
+    records = headstart.hash_images(scan_dataset(trained.shapes)).records
+    divided = replace(scan_dataset(trained.shapes), records=tuple(replace(each, split="train") for each in records))
+    tested = {each.sha256 for each in records[::2]}
+    drawn = int8._draw_calibration(divided, tested, np.random.default_rng(0))
+    assert drawn
+    assert not tested & {each.sha256 for each in drawn}
 
 
 def test_int8_of_a_transformer_is_refused() -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from headstart.errors import ConfigError, HeadstartError, ImageError
-from headstart.predict_journal import Entry
+from headstart.predict_journal import Entry, Journal
+from headstart.predict_run import settle
 from headstart.prediction import Prediction
 from headstart.predictions_output import Doubts
 from headstart.sorting import JOURNAL_NAME, Sorter, check_sort_folder, is_unused, name_folders
@@ -208,3 +209,18 @@ def test_unused_folders(tmp_path: Path) -> None:
     assert is_unused(tmp_path)
     (tmp_path / "cat").mkdir()
     assert not is_unused(tmp_path)
+
+
+def test_a_place_that_was_taken_before_a_run_goes_on(pictures: list[Path], tmp_path: Path) -> None:
+    """Killed between the journal's entry and the link, and somebody put a file of that name there since."""
+    folder = tmp_path / "out"
+    sorter = make_sorter(folder)
+    with Journal(folder / JOURNAL_NAME, {}, CLASSES) as journal:
+        entry = make_entry(pictures[0], sorter)
+        journal.append(entry)
+        (folder / "cat").mkdir()
+        (folder / "cat/a.png").write_text("precious")
+        settle(entry, journal, sorter)
+        assert [each.place for _, each in journal.read_all()] == ["cat/a.png", "cat/a (2).png"]
+    assert (folder / "cat/a.png").read_text() == "precious"
+    assert os.readlink(folder / "cat/a (2).png") == str(pictures[0])
