@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 TORCH_VENV := .venv-torch
 TORCH_BIN := $(TORCH_VENV)/bin
 
-.PHONY: demo test test-torch check docs clean
+.PHONY: demo test test-torch soak check docs clean
 
 # The base, as a user gets it.
 $(BIN)/headstart: pyproject.toml
@@ -38,6 +38,13 @@ test: $(BIN)/pytest
 # What the extra torch is for or could change; the rest has run without it.
 test-torch: $(TORCH_BIN)/pytest
 	$(TORCH_BIN)/python -m pytest -q $$(grep -lE 'torch|matplotlib' tests/test_*.py)
+
+# A server under load for five minutes: every request answered, memory flat within 5 %.
+soak: $(BIN)/pytest
+	$(BIN)/python examples/digits.py demo/digits
+	$(BIN)/headstart train demo/digits --layers top --output demo/soak.onnx
+	$(BIN)/python benchmarks/serve_soak.py demo/soak.onnx demo/soak.onnx demo/digits \
+		--parts soak --minutes 5 --rate 20 --most-growth 5
 
 check: $(BIN)/pytest
 	$(BIN)/ruff check .

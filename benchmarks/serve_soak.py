@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("folder", help="folder with pictures below it")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS)
     parser.add_argument("--minutes", type=float, default=5, help="of the soak (default 5)")
+    parser.add_argument("--most-growth", type=float, help="per cent of memory: exit code 1 where the soak shows more")
     parser.add_argument("--rate", type=float, default=0, help="of the soak; 0: four callers without pause (default)")
     parser.add_argument("--replacements", type=int, default=20)
     parser.add_argument("--stops", type=int, default=20)
@@ -75,6 +77,10 @@ def main() -> None:
         if "slow" in args.parts:
             results["slow"] = asyncio.run(send_slowly(args, requests))
     report(results)
+    if "soak" in results and args.most_growth is not None:
+        told = results["soak"]
+        if told["growth_percent"] > args.most_growth or set(told["answers"]) != {"200"}:
+            sys.exit(f"The soak grew by {told['growth_percent']} %, with the answers {told['answers']}.")
 
 
 def serve(model: Path, *options: str) -> list[str]:
