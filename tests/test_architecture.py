@@ -21,7 +21,7 @@ PACKAGES = {"", "backbones", "heads", "finetuning", "recipes", "insight", "repor
 # A module imports from the rows above its own only.
 LAYERS = [
     "errors recipes.recipe plots exporting.prepare exporting.predict_script",
-    "csv_text _files formats parallel graph metrics stats onnx_reader",
+    "palette csv_text _files formats parallel graph metrics stats onnx_reader",
     "image_files heads.components heads.fitting exporting.targets exporting.browser_runtime",
     "plot_axes decode tables calibration onnx_rules feature_cache backbones.efficientnet_lite backbones.torch_checkpoint "
     "backbones.weights_file heads.linear heads.dense fixed_shapes familiarity public_datasets finetuning.augmentation finetuning.flip_check "

@@ -19,6 +19,7 @@ from headstart.errors import ConfigError, ImageError
 from headstart.exporting.browser_runtime import ONNXRUNTIME_WEB, find_program, get_runtime, run_node
 from headstart.exporting.checking import ExportRefused, get_min_agreement
 from headstart.exporting.targets import check_folder_target, write_folder
+from headstart.palette import read_palette
 from headstart.pictures import PictureSource, load_picture
 from headstart.prediction import Classifier
 
@@ -88,6 +89,7 @@ def export_browser(
         "settings.json": json.dumps(settings, ensure_ascii=False, indent=1).encode(),
         **{name: _read_page_file(name) for name in _PAGE_FILES},
     }
+    contents["page.css"] = read_palette().encode() + contents["page.css"]
     version = compute_sha256("".join(compute_sha256(data) for data in contents.values()).encode())[:16]
     contents["offline.js"] = contents["offline.js"].replace(b"@VERSION@", version.encode())
     agreement = _check_by_node(classifier, contents, pictures)

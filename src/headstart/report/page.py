@@ -20,6 +20,7 @@ from headstart._files import show_path
 from headstart.csv_text import escape_text
 from headstart.data_check import DataReport
 from headstart.evaluation import Evaluation
+from headstart.palette import read_palette
 from headstart.plots import Plot
 from headstart.report.content import Gallery, GalleryItem, Report
 from headstart.report.thumbnails import Thumbnail, Wanted, make_thumbnails, plan_sides
@@ -55,7 +56,7 @@ def render_page(report: Report, *, on_progress: Callable[[int, int], None] | Non
     num_own = len(galleries) - sum(len(section.galleries) for section in report.sections)
     sheet = Gallery("sheet", "Pictures", "", tuple(chain.from_iterable(items for _, _, items in report.sheet)))
     data = _make_data(report, figures, galleries, sheet, on_progress)
-    style = _read("page.css")
+    style = read_palette() + _read("page.css")
     # One scope of its own, so that nothing of the page becomes a global name.
     script = '"use strict";\n(() => {\n' + _read("gallery.js") + _read("page.js") + "})();\n"
     environment = jinja2.Environment(

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
+from headstart.palette import read_palette
 from headstart.serve.openapi import build_document, find_base_url
 from headstart.serve.openapi_parts import ShownModel, show_models
 from headstart.serve.settings import ServeSettings
@@ -36,7 +37,7 @@ def render_docs(document: dict[str, Any]) -> tuple[str, str]:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"prose": _mark_code, "json": _show_json, "kind": _describe_kind}
-    style = files("headstart.serve").joinpath("api_page.css").read_text("utf-8")
+    style = read_palette() + files("headstart.serve").joinpath("api_page.css").read_text("utf-8")
     page = environment.from_string(template).render(
         document=document,
         components=document["components"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from headstart.serve.body import HELD_KEY
 from headstart.serve.http_protocol import IS_GONE_KEY, REFUSAL_KEY, TASK_KEY
 from headstart.serve.refusals import Refusal
 from headstart.serve.request_log import choose_request_id, log_request, requests_logger
-from headstart.serve.settings import ServeSettings, is_loopback
+from headstart.serve.settings import ServeSettings, is_address, is_loopback
 
 if TYPE_CHECKING:
     from headstart.serve.app import Server
@@ -66,7 +65,7 @@ class Admission:
         if name in self._names or "*" in self._names or is_loopback(name):
             return True
         # A page of somebody else's can make a browser call this server by a name of theirs, not by an address.
-        return not self._settings.is_loopback and _is_address(name)
+        return not self._settings.is_loopback and is_address(name)
 
     def _has_key(self, headers: list[tuple[bytes, bytes]]) -> bool:
         sent = [
@@ -163,11 +162,3 @@ def _translate(error: HTTPException) -> Refusal:
     if error.status_code == 405:
         return Refusal(405, "wrong-method", f"this path takes {headers.get('Allow')}", headers)
     return Refusal(error.status_code, "refused", error.detail, headers)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from headstart.decode import decode_image
 from headstart.errors import ArtifactError, ConfigError, DataError, ImageError, raise_all
 from headstart.image_files import DecodeLimits
+from headstart.palette import read_palette
 from headstart.serve.body import read_body
 from headstart.serve.models import ServedModel
 from headstart.serve.predict_route import answer_json
@@ -102,6 +103,8 @@ def has_heat_maps(model: ServedModel) -> bool:
 
 def _make_file_route(path: str, name: str) -> Route:
     content = files("headstart.serve").joinpath("page", name).read_bytes()
+    if name.endswith(".css"):
+        content = read_palette().encode() + content
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {**SAFETY_HEADERS, "Cache-Control": "no-cache", "ETag": tag}
 

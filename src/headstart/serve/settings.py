@@ -110,14 +110,15 @@ def _find_problems(values: dict[str, Any]) -> Iterator[str]:
     if not values["host"] or any(char.isspace() for char in values["host"]):
         yield f"host is {values['host']!r}. Expected an address or a name, such as 127.0.0.1."
     for name in values["allowed_hosts"]:
-        if not name or "/" in name or (":" in name and not _is_address(name)):
+        if not name or "/" in name or (":" in name and not is_address(name)):
             yield f"allowed host {name!r} is none. Expected a name without scheme and port, such as pets.example.org."
     for key in values["api_keys"]:
         if len(key) < 8 or not all("!" <= char <= "~" for char in key):
             yield "An API key is shorter than 8 characters, or holds other than printable ASCII without spaces."
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether it is a number address of IPv4 or IPv6, without port and brackets."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
