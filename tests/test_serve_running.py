@@ -178,6 +178,7 @@ def test_pictures_of_clients_that_have_gone_are_not_predicted(
                 stream.sendall(head + picture)
             wait_for(lambda: served.server.pool.num_waiting == 4)
         wait_for(lambda: b'status="499"} 5.0' in served.send("GET", "/metrics").body)
+        assert served.server.pool.num_waiting == 0
         may_go.set()
         assert served.send("POST", "/predict", picture).status == 200
     assert len(predicted) == 2

@@ -121,8 +121,7 @@ class WorkerPool:
         try:
             outcomes = [await wait(future) for future in futures]
         finally:
-            for future in futures:  # those left when one was refused, or when the request was given up
-                future.cancel()
+            self._drop(futures)  # those left when one was refused, or when the request was given up
         self._metrics.count_pictures(model.name, outcomes)
         return outcomes
 
@@ -135,7 +134,14 @@ class WorkerPool:
             limit_s = self._settings.predict_timeout_s
             raise Refusal(422, "too-slow", f"it takes more than {limit_s:g} s") from None
         finally:
-            future.cancel()
+            self._drop([future])
+
+    def _drop(self, futures: Sequence[asyncio.Future[Any]]) -> None:
+        """Nobody waits for these any more: those that have not begun leave the queue."""
+        if sum(future.cancel() for future in futures):
+            with self._change:
+                for task in [task for task in self._queue if task.future.cancelled()]:
+                    self._queue.remove(task)
 
     def _submit(self, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[asyncio.Future[Any]]:
         loop = asyncio.get_running_loop()
