@@ -138,7 +138,9 @@ class WorkerPool:
 
     def _drop(self, futures: Sequence[asyncio.Future[Any]]) -> None:
         """Nobody waits for these any more: those that have not begun leave the queue."""
-        if sum(future.cancel() for future in futures):
+        for future in futures:
+            future.cancel()
+        if any(future.cancelled() for future in futures):
             with self._change:
                 for task in [task for task in self._queue if task.future.cancelled()]:
                     self._queue.remove(task)
