@@ -61,12 +61,17 @@ def make_request(path: str, body: bytes, content_type: str, host: str = "127.0.0
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+MAX_IDLE_S = 20
+"""Below the server's 30 s: a request on a connection that is just being closed would find no answer."""
+
+
 class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._end = 0
         self._waiting: asyncio.Future[tuple[int, bytes]] | None = None
         self.is_open = True
+        self.idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -125,9 +130,13 @@ class Client:
             except OSError:
                 return Outcome(number, -1, began, time.perf_counter() - began)
             began = time.perf_counter()
+        elif time.perf_counter() - connection.idle_since > MAX_IDLE_S:
+            connection.transport.close()  # the server may be closing it this very moment
+            return await self.send(number, request, due_s)
         status, body = await connection.ask(request)
         ended = time.perf_counter()
         if connection.is_open:
+            connection.idle_since = ended
             self._idle.append(connection)
         else:
             connection.transport.close()
