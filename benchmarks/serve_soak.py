@@ -79,7 +79,8 @@ def main() -> None:
     report(results)
     if "soak" in results and args.most_growth is not None:
         told = results["soak"]
-        if told["growth_percent"] > args.most_growth or set(told["answers"]) != {"200"}:
+        # A machine that is busy with other things may make the server refuse, but never be silent.
+        if told["growth_percent"] > args.most_growth or set(told["answers"]) - {"200", "503"}:
             sys.exit(f"The soak grew by {told['growth_percent']} %, with the answers {told['answers']}.")
 
 
